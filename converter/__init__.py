@@ -1,0 +1,1 @@
+"""Turns one complete TorchTitan step directory into one HuggingFace directory, exactly."""

@@ -1,0 +1,256 @@
+"""Owns base assets and tokenizer: where they lie, what of them is read, what of them is published.
+
+Standard library only. Recorded paths come from whoever wrote the run config: of a folder they name, only the known
+names are read, regular files up to a limit, parsed before they are used or copied, and never quoted.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from converter import errors
+from converter.files import CONFIG_LIMIT, parse_json, read_regular, write_durably
+from converter.manifest import ASSET_NAMES, TEMPLATES
+from converter.run_config import RunConfig
+
+LIMIT = 200 << 20
+"""Bytes of one asset."""
+_NEWER_CLASSES = frozenset({"TokenizersBackend", "PythonBackend", "SentencePieceBackend"})
+"""`tokenizer_class` values that transformers 5 writes and 4.x cannot load."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How recorded asset paths are followed; the flags of `convert` of the same names."""
+
+    hf_assets: Path | None = None
+    tokenizer: Path | None = None
+    assets_roots: tuple[Path, ...] = ()
+    path_map: tuple[tuple[str, str], ...] = ()
+    restrict: tuple[Path, ...] | None = None
+    """Recorded paths must lead below one of these, links resolved; None allows any."""
+
+
+@dataclass(frozen=True)
+class Assets:
+    """What was read of base assets and tokenizer; nothing of it is written yet."""
+
+    base_path: Path
+    base: dict[str, Any]
+    generation: bytes | None
+    tokenizer_path: Path
+    tokenizer: dict[str, bytes]
+    """File name (with `additional_chat_templates/`) -> bytes."""
+    warnings: tuple[str, ...] = field(default=())
+
+
+def read(step: Path, run: RunConfig, search: Search) -> Assets:
+    """Finds and reads them. Raises AssetsMissing or AssetsInvalid, naming what was tried."""
+    base_path = _folder("base assets", "--hf-assets", search.hf_assets, run.hf_assets_path, step, run, search)
+    allowed = None if search.hf_assets else search.restrict
+    payload = _read(base_path / "config.json", allowed)
+    if payload is None:
+        raise errors.AssetsMissing(
+            "the base assets have no config.json", path=base_path, hint="name the right folder with --hf-assets"
+        )
+    base = _json(base_path / "config.json", payload, "--hf-assets")
+    generation = _read(base_path / "generation_config.json", allowed)
+    if generation is not None:
+        _json(base_path / "generation_config.json", generation, "--hf-assets")
+    recorded = run.tokenizer_path or run.hf_assets_path
+    tokenizer_path = _folder("tokenizer", "--tokenizer", search.tokenizer, recorded, step, run, search)
+    tokenizer = _tokenizer(tokenizer_path, None if search.tokenizer else search.restrict)
+    return Assets(base_path, base, generation, tokenizer_path, tokenizer)
+
+
+def _folder(
+    what: str, flag: str, given: Path | None, recorded: str | None, step: Path, run: RunConfig, search: Search
+) -> Path:
+    if given is not None:
+        if not given.exists():
+            raise errors.AssetsMissing(f"the {what} folder does not exist", path=given, hint=f"correct {flag}")
+        return given if given.is_dir() else given.parent
+    if not recorded:
+        raise errors.AssetsMissing(
+            f"the run config names no {what}", path=run.path, hint=f"name the folder with {flag}"
+        )
+    tried = list(dict.fromkeys(_candidates(recorded, step.parent, search)))
+    refused = False
+    for path in tried:
+        try:
+            found = path if path.is_dir() else path.parent if path.is_file() else None
+        except OSError:
+            continue
+        if found is None:
+            continue
+        if search.restrict is not None and not _below(found, search.restrict):
+            refused = True
+            continue
+        return found
+    if refused:
+        raise errors.AssetsMissing(
+            f"the recorded {what} lie outside what restrict_assets allows",
+            path=run.path,
+            hint="add their folder to assets_roots, or set it with " + flag,
+        )
+    raise errors.AssetsMissing(
+        f"the recorded {what} {ascii(recorded)[:300]} are not there (tried {', '.join(ascii(str(p))[1:-1] for p in tried[:8])})",
+        path=run.path, hint=f"name the folder with {flag}, or where such paths begin with --assets-root or --path-map",
+    )  # fmt: skip
+
+
+def _candidates(recorded: str, run_folder: Path, search: Search) -> Iterator[Path]:
+    """As it is if absolute, through the path map, below each assets root, below the run folder and its parents."""
+    recorded = os.path.normpath(recorded)
+    pure = PurePosixPath(recorded)
+    if pure.is_absolute():
+        yield Path(recorded)
+    for old, new in search.path_map:
+        if recorded == old or recorded.startswith(old.rstrip("/") + "/"):
+            yield Path(new + recorded[len(old.rstrip("/")) :])
+    relative = pure.relative_to("/") if pure.is_absolute() else pure
+    if ".." in relative.parts:
+        return
+    for root in search.assets_roots:
+        yield root / relative
+        yield root / relative.name
+    if not pure.is_absolute():
+        for folder in (run_folder, *run_folder.parents):
+            yield folder / relative
+
+
+def _below(path: Path, roots: Sequence[Path]) -> bool:
+    real = path.resolve()
+    return any(real.is_relative_to(root.resolve()) for root in roots)
+
+
+def _read(path: Path, allowed: Sequence[Path] | None) -> bytes | None:
+    """An asset's bytes, None where there is none. A link may lead to it (hub caches), but not out of `allowed`."""
+    if allowed is not None and path.exists() and not _below(path, allowed):
+        raise errors.AssetsInvalid(
+            "an asset's link leads outside what restrict_assets allows",
+            path=path,
+            hint="add its target to assets_roots",
+        )
+    try:
+        return read_regular(path, limit=LIMIT, follow=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise errors.AssetsInvalid(
+            f"an asset cannot be read ({error.strerror})",
+            path=path,
+            hint="assets are regular files up to 200 MB that this user may read",
+        ) from None
+
+
+def _json(path: Path, payload: bytes, flag: str) -> dict[str, Any]:
+    try:
+        said = parse_json(payload) if len(payload) <= CONFIG_LIMIT else None
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise errors.AssetsInvalid("an asset is no JSON object", path=path, hint=f"name the right folder with {flag}")
+    return said
+
+
+def _tokenizer(folder: Path, allowed: Sequence[Path] | None) -> dict[str, bytes]:
+    found = {name: payload for name in ASSET_NAMES if (payload := _read(folder / name, allowed)) is not None}
+    templates = folder / TEMPLATES
+    if templates.is_dir():
+        for path in sorted(templates.glob("*.jinja")):
+            payload = _read(path, allowed)
+            if payload is not None:
+                found[f"{TEMPLATES}/{path.name}"] = payload
+    if not found.keys() & {"tokenizer.json", "vocab.json", "tokenizer.model"}:
+        raise errors.AssetsMissing(
+            "there is no tokenizer in this folder", path=folder, hint="name the right folder with --tokenizer"
+        )
+    for name, payload in found.items():
+        try:
+            if name.endswith(".json"):
+                parse_json(payload)
+            elif name.endswith((".txt", ".jinja")):
+                payload.decode("utf-8")
+            if name == "merges.txt" and any(
+                len(line.split(b" ")) != 2 for line in payload.splitlines() if line and not line.startswith(b"#version")
+            ):
+                raise ValueError("no merges")
+        except ValueError:
+            raise errors.AssetsInvalid(
+                "a tokenizer's file is not what its name says",
+                path=folder / name,
+                hint="name the right folder with --tokenizer",
+            ) from None
+    return found
+
+
+def write(staging: Path, assets: Assets, config: dict[str, Any], generation: dict[str, Any]) -> None:
+    """Puts config, generation config and tokenizer into the staging directory."""
+    write_durably(staging / "config.json", _dump(config))
+    write_durably(
+        staging / "generation_config.json", assets.generation if assets.generation is not None else _dump(generation)
+    )
+    if any("/" in name for name in assets.tokenizer):
+        (staging / TEMPLATES).mkdir()
+    for name, payload in assets.tokenizer.items():
+        write_durably(staging / name, payload)
+
+
+def _dump(said: dict[str, Any]) -> bytes:
+    """As transformers writes its configs."""
+    return (json.dumps(said, indent=2, sort_keys=True) + "\n").encode()
+
+
+def disagreements(config: dict[str, Any], assets: Assets, special: dict[str, int | None]) -> list[str]:
+    """Warnings: BOS, EOS or PAD not the same for config, generation config and tokenizer; a class 4.x cannot load."""
+    found = []
+    generation = parse_json(assets.generation) if assets.generation else {}
+    for name in ("bos", "eos", "pad"):
+        stated = {who: set(ids) for who, ids in (
+            ("config", _ids(config.get(f"{name}_token_id"))),
+            ("generation config", _ids(generation.get(f"{name}_token_id"))),
+            ("tokenizer", _ids(special.get(name))),
+        ) if ids}  # fmt: skip
+        if len(stated) > 1 and not set.intersection(*stated.values()):
+            found.append(f"{name.upper()} differs: " + ", ".join(f"{who} {sorted(ids)}" for who, ids in stated.items()))
+    tokenizer_config = parse_json(assets.tokenizer.get("tokenizer_config.json", b"{}"))
+    kind = tokenizer_config.get("tokenizer_class") if isinstance(tokenizer_config, dict) else None
+    if kind in _NEWER_CLASSES:
+        found.append(f"tokenizer_class {kind} exists in transformers 5 only: older readers cannot load this tokenizer")
+    return found
+
+
+def _ids(value: Any) -> list[int]:
+    return [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
+
+
+def check_vocabulary(run: RunConfig, rows: int, length: int, highest: int, where: Path) -> None:
+    """Raises VocabularyMismatch unless embedding rows, recorded figures and tokenizer fit together."""
+    hint = "is this the tokenizer the run was trained with? name it with --tokenizer"
+    if run.padded_vocab_size is not None and run.padded_vocab_size != rows:
+        raise errors.VocabularyMismatch(
+            f"the run recorded {run.padded_vocab_size:,} rows, the embedding has {rows:,}",
+            path=run.path,
+            hint="is this the run config of this checkpoint?",
+        )
+    if length > rows or highest >= rows:
+        raise errors.VocabularyMismatch(
+            f"the tokenizer knows {max(length, highest + 1):,} tokens, the embedding has {rows:,} rows",
+            path=where,
+            hint=hint,
+        )
+    if run.known_tokens is not None and run.known_tokens != length:
+        raise errors.VocabularyMismatch(
+            f"the run recorded {run.known_tokens:,} tokens, the tokenizer knows {length:,}", path=where, hint=hint
+        )
+
+
+def check_tokens(length: int, added: Sequence[int], count: int) -> list[int]:
+    """The tokens of the forward check: always the same for a tokenizer, spread over its ids, added ones last."""
+    special = list(added)[-count // 4 :] if added else []
+    spread = count - len(special)
+    return [(7 + i * length // spread) % length for i in range(spread)] + special

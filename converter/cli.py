@@ -1,0 +1,275 @@
+"""Owns the `dcp2hf` command: flags, what is shown to whom, exit codes. Thin: the work is in `convert` and `inspect`."""
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from converter import errors, layout
+from converter.assets import Search
+from converter.convert import Options, convert_step
+from converter.inspect import describe, preview, show
+from converter.report import reporter
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NOTHING, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Converts TorchTitan checkpoints to HuggingFace directories, exactly.",
+)
+
+_UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def parse_size(text: str) -> int:
+    """ "50GB", "512MiB" or a number of bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+        raise typer.BadParameter(f"{text!r} is no size like 50GB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, found, new = text.partition("=")
+    if not (found and old and new):
+        raise typer.BadParameter(f"{text!r} is not OLD=NEW")
+    return old, new
+
+
+RunConfigOption = Annotated[
+    Path | None, typer.Option("--run-config", metavar="FILE", help="The run config, instead of looking for one.")
+]
+NamesOption = Annotated[
+    list[str] | None,
+    typer.Option("--run-config-name", metavar="NAME", help="Another name a run config may have (repeatable)."),
+]
+LogsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--logs-root", metavar="DIR", help="Look for <DIR>/<run name>/job_config.json too (repeatable)."),
+]
+AssetsOption = Annotated[
+    Path | None,
+    typer.Option("--hf-assets", metavar="DIR", help="The base model's folder, instead of the recorded one."),
+]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer", "--tokenizer-path", metavar="DIR", help="The tokenizer's folder, instead of the recorded one."
+    ),
+]
+RootsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--assets-root", metavar="DIR", help="Where recorded asset paths may begin (repeatable)."),
+]
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--path-map", metavar="OLD=NEW", help="Recorded paths that begin with OLD lie under NEW (repeatable)."
+    ),
+]
+RestrictOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--restrict-assets", metavar="DIR", help="Follow recorded asset paths only below these folders (repeatable)."
+    ),
+]
+
+
+@app.command()
+def convert(
+    path: Annotated[
+        Path,
+        typer.Option(
+            "--dcp-path", metavar="PATH", help="A step directory, a run root holding several, or a *.distcp file."
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be converted to where, and why others not; write nothing.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="The folder in which step-N-hf is made (default: beside the step; see docs).",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Of the export; auto is the run's training.dtype."),
+    ] = "auto",
+    run_config: RunConfigOption = None,
+    run_config_name: NamesOption = None,
+    hf_assets: AssetsOption = None,
+    tokenizer: TokenizerOption = None,
+    logs_root: LogsOption = None,
+    assets_root: RootsOption = None,
+    path_map: MapOption = None,
+    restrict_assets: RestrictOption = None,
+    architecture: Annotated[
+        Literal["base", "run"], typer.Option(help="run: where base assets and run differ, take the run's values.")
+    ] = "base",
+    allow_routing_drift: Annotated[
+        bool, typer.Option("--allow-routing-drift", help="Publish a MoE whose balancing bias is not zero.")
+    ] = False,
+    accept_copy: Annotated[
+        bool,
+        typer.Option("--accept-copy", help="Accept DCP shards newer than .metadata (a copy): watched for a minute."),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a published directory that holds somebody's files.")
+    ] = False,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of a HF shard.")] = "50GB",
+    threads: Annotated[int, typer.Option(min=0, help="That move bytes; 0: as many as cores, at most 4.")] = 0,
+    forward_check: Annotated[
+        Literal["full", "off"], typer.Option(help="Compare TorchTitan's logits with HF's before publishing.")
+    ] = "full",
+    if_exists: Annotated[
+        Literal["overwrite", "skip"], typer.Option(help="skip: leave what is up to date, or not ours.")
+    ] = "overwrite",
+    events: Annotated[
+        bool, typer.Option("--events", help="One JSON object a line on stdout, and nothing else.")
+    ] = False,
+) -> None:
+    """Convert a step, or every step of a run."""
+    options = Options(
+        output=output, dtype=dtype, run_config=run_config, run_config_names=tuple(run_config_name or ()), logs_roots=tuple(logs_root or ()),
+        search=Search(hf_assets, tokenizer, tuple(assets_root or ()), tuple(map(_pair, path_map or ())), tuple(restrict_assets) if restrict_assets else None),
+        architecture=architecture, allow_routing_drift=allow_routing_drift, accept_copy=accept_copy, force=force,
+        max_shard_size=parse_size(max_shard_size), threads=threads, forward_check=forward_check, if_exists=if_exists,
+    )  # fmt: skip
+    steps, named = _steps(path)
+    if output is not None and not output.is_dir():
+        _usage(f"--output {output} is no directory: make it first")
+    if dry_run:
+        _exit(_dry_run(steps, named, options))
+    with reporter(events=events) as report:
+        _exit(_convert_all(steps, named, options, report))
+
+
+@app.command("inspect")
+def inspect_command(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A step directory, or a run root.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """What is in this checkpoint: complete or why not, names, tensors, dtypes, ranks, sizes."""
+    steps, _ = _steps(path)
+    described = [describe(step) for step in steps]
+    if as_json:
+        print(json.dumps(described if len(described) > 1 else described[0], indent=2))
+    else:
+        show(described)
+    _exit(EXIT_OK if all(said["state"] == "complete" for said in described) else EXIT_FAILED)
+
+
+def _steps(path: Path) -> tuple[list[Path], bool]:
+    """The steps meant by PATH in step order, and whether one was named. Leaves with 2 or 3 where there are none."""
+    path = path.absolute()
+    if not path.exists():
+        _usage(f"{path} does not exist")
+    if path.name.endswith(".distcp") and path.is_file():
+        path = path.parent
+    if layout.step_number(path.name) is not None and path.is_dir():
+        return [path], True
+    if not path.is_dir():
+        _usage(f"{path} is neither a step directory, nor a run root, nor a *.distcp file")
+    found = sorted(
+        (number, entry)
+        for entry in path.iterdir()
+        if (number := layout.step_number(entry.name)) is not None and entry.is_dir() and not entry.is_symlink()
+    )
+    if not found:
+        print(f"nothing to convert: {path} holds no step-<number> directory", file=sys.stderr)
+        _exit(EXIT_NOTHING)
+    return [entry for _, entry in found], False
+
+
+def _convert_all(
+    steps: list[Path], named: bool, options: Options, report: Callable[[str, dict[str, Any]], None]
+) -> int:
+    """Exit code of converting these steps; one step's failure does not stop the others."""
+    failed = done = 0
+    for step in steps:
+        try:
+            convert_step(step, options, report)
+            done += 1
+        except (errors.StepIncomplete, errors.NoModelInStep) as error:
+            report(
+                "conversion_failed" if named else "conversion_skipped",
+                error.as_event() | {"step": layout.step_number(step.name), "reason": error.what},
+            )
+            failed += named
+        except errors.ConversionError as error:
+            report("conversion_failed", error.as_event() | {"step": layout.step_number(step.name)})
+            failed += 1
+    return EXIT_FAILED if failed else EXIT_OK if done else EXIT_NOTHING
+
+
+def _dry_run(steps: list[Path], named: bool, options: Options) -> int:
+    planned = list(_previews(steps, options))
+    for step, would, text in planned:
+        print(f"{step.name}: {'would convert to' if would else 'would not convert:'} {text}")
+    if any(would for _, would, _ in planned):
+        return EXIT_OK
+    return EXIT_FAILED if named else EXIT_NOTHING
+
+
+def _previews(steps: list[Path], options: Options) -> Iterator[tuple[Path, bool, str]]:
+    for step in steps:
+        try:
+            would, text = preview(step, options)
+        except errors.ConversionError as error:
+            would, text = False, f"{error} ({error.hint})"
+        yield step, would, text
+
+
+def _usage(text: str) -> NoReturn:
+    print(f"dcp2hf: {text}", file=sys.stderr)
+    _exit(EXIT_USAGE)
+
+
+def _exit(code: int) -> NoReturn:
+    raise SystemExit(code)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """The command line. `--dcp-path …` alone means `convert` (users have scripts with that form)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments and arguments[0].startswith("--dcp-path"):
+        arguments = ["convert", *arguments]
+    signal.signal(signal.SIGTERM, _interrupt)
+    command = typer.main.get_command(app)
+    try:
+        code = command(arguments, prog_name="dcp2hf", standalone_mode=False)
+    except KeyboardInterrupt:
+        print("dcp2hf: interrupted; nothing half done was left", file=sys.stderr)
+        _exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if show_usage := getattr(error, "show", None):
+            show_usage()
+            _exit(EXIT_USAGE)
+        if type(error).__name__ == "Abort":
+            _exit(EXIT_INTERRUPTED)
+        raise
+    _exit(code if isinstance(code, int) else EXIT_OK)

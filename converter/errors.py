@@ -1,0 +1,214 @@
+"""Owns the tree of expected failures: each says what happened, to which path, and what to do.
+
+Standard library only: the daemon imports it too. Exit codes are `converter.cli`'s alone.
+"""
+
+import errno
+import os
+from enum import StrEnum
+from typing import Any, ClassVar
+
+
+class Retry(StrEnum):
+    """What a caller that tries again should expect; the daemon's queue is driven by it."""
+
+    NEVER = "never"
+    """The same input gives the same refusal: quarantined at once."""
+    BACKOFF = "backoff"
+    """The machine or the file system failed: later may go better."""
+    SPACE = "space"
+    """No room: pause the queue, burn no attempt."""
+    CONFIG = "config"
+    """The run config is missing or half-written: waited for within `config_grace`."""
+    VANISHED = "vanished"
+    """The step is gone, or another save of it came: look again."""
+    INCOMPLETE = "incomplete"
+    """The checkpoint is still being written."""
+    SUSPECT = "suspect"
+    """All bytes are there, but a copy and a save that died look the same."""
+    UNSUPPORTED = "unsupported"
+    """Nothing of this run can be converted: said once per run."""
+    FOREIGN = "foreign"
+    """The published name belongs to somebody else."""
+
+
+class ConversionError(Exception):
+    """Base of every expected failure. `str(error)` is one sentence with the path in it."""
+
+    retry: ClassVar[Retry] = Retry.NEVER
+
+    def __init__(self, what: str, *, path: str | os.PathLike[str], hint: str, figures: dict[str, Any] | None = None):
+        super().__init__(f"{what}: {_printable(os.fspath(path))}")
+        self.what = what
+        self.path = os.fspath(path)
+        self.hint = hint
+        self.figures = figures or {}
+
+    def as_event(self) -> dict[str, Any]:
+        """The fields of a `conversion_failed` event, all JSON."""
+        return {
+            "error": type(self).__name__,
+            "message": self.what,
+            "path": self.path,
+            "hint": self.hint,
+            "retry": str(self.retry),
+            **({"figures": self.figures} if self.figures else {}),
+        }
+
+
+def _printable(text: str) -> str:
+    """`text` without line breaks or terminal escapes: file names come from other people."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+# The step itself
+class StepIncomplete(ConversionError):
+    """`.metadata` or a DCP shard is missing or short: the save is not finished."""
+
+    retry = Retry.INCOMPLETE
+
+
+class StepSuspect(ConversionError):
+    """DCP shards are newer than `.metadata`: a copy, or a save that died over an older one."""
+
+    retry = Retry.SUSPECT
+
+
+class StepVanished(ConversionError):
+    """The step was purged, or saved again, while it was being read."""
+
+    retry = Retry.VANISHED
+
+
+class StepDamaged(ConversionError):
+    """Storage metadata or a DCP shard does not say what a checkpoint says."""
+
+
+class HostileCheckpoint(ConversionError):
+    """Something in the checkpoint would run code, leave its directory or exhaust memory."""
+
+
+class NoModelInStep(ConversionError):
+    """The checkpoint holds no model tensors (optimizer or dataloader only)."""
+
+
+class UnsupportedFormat(ConversionError):
+    """A checkpoint format this version does not read (`torch_checkpointing`)."""
+
+    retry = Retry.UNSUPPORTED
+
+
+class UnsupportedModel(ConversionError):
+    """LoRA, fused names, or another family: HF cannot be given this model as it is stored."""
+
+    retry = Retry.UNSUPPORTED
+
+
+class RoutingDrift(ConversionError):
+    """A balancing bias is not zero: HF's model would route tokens otherwise."""
+
+    retry = Retry.UNSUPPORTED
+
+
+# What the run says of itself
+class RunConfigMissing(ConversionError):
+    """No run config in any of the places where one is looked for."""
+
+    retry = Retry.CONFIG
+
+
+class RunConfigUnreadable(ConversionError):
+    """A run config that is half-written, some other JSON, or too large."""
+
+    retry = Retry.CONFIG
+
+
+class AssetsMissing(ConversionError):
+    """Base assets or tokenizer are not where the run config says."""
+
+
+class AssetsInvalid(ConversionError):
+    """Base assets or tokenizer do not parse, or are another architecture's."""
+
+
+class ArchitectureMismatch(ConversionError):
+    """Base assets, run record and tensors do not describe the same model."""
+
+
+class VocabularyMismatch(ConversionError):
+    """Embedding rows, recorded vocabulary and tokenizer do not fit together."""
+
+
+# The tensors
+class UnknownTensor(ConversionError):
+    """A tensor that no rename and no adapter accounts for."""
+
+
+class PlanMismatch(ConversionError):
+    """The plan lacks, repeats or reshapes a tensor that transformers saves."""
+
+
+class TiedWeightsDiffer(ConversionError):
+    """The model ties embedding and head, but their tensors differ."""
+
+
+class NonFiniteTensor(ConversionError):
+    """NaN or infinity in an exported tensor."""
+
+
+class CastOverflow(ConversionError):
+    """Finite values that the export's dtype cannot hold."""
+
+
+class PayloadCorrupt(ConversionError):
+    """A DCP item's bytes do not match its own checksum or description."""
+
+
+class ForwardMismatch(ConversionError):
+    """TorchTitan's model and HF's give different logits for the same tokens."""
+
+
+class ExportMismatch(ConversionError):
+    """What was read back is not what was written."""
+
+
+# The machine
+class NoSpace(ConversionError):
+    """Not enough room (or quota) on the output's file system."""
+
+    retry = Retry.SPACE
+
+
+class MachineFailure(ConversionError):
+    """The file system or a process of ours failed; later may go better."""
+
+    retry = Retry.BACKOFF
+
+
+class OutputForeign(ConversionError):
+    """The published directory holds files that no export of ours has."""
+
+    retry = Retry.FOREIGN
+
+
+class LockLost(ConversionError):
+    """Another owner took this step over while it was being converted."""
+
+    retry = Retry.BACKOFF
+
+
+def from_oserror(error: OSError, path: str | os.PathLike[str] | None = None) -> ConversionError:
+    """The expected failure that an operating system error amounts to."""
+    where = path or error.filename or "(no path)"
+    said = f"{errno.errorcode.get(error.errno or 0, 'OSError')}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(
+            f"no room to write ({said})", path=where, hint="free space or raise the quota of this file system"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return MachineFailure(
+            f"not allowed ({said})", path=where, hint="give the converting user the rights (see README, permissions)"
+        )
+    return MachineFailure(
+        f"the file system failed ({said})", path=where, hint="look at the mount and its server; it is tried again"
+    )

@@ -1,0 +1,137 @@
+"""Owns what an export is: which HF tensor comes from which elements of which source, and where it lies in which file.
+
+Standard library only: the process that moves bytes has no torch. Format of the files: safetensors 0.8.0, byte for
+byte as its own writer orders and pads them; of several: huggingface_hub's shard names and index.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+SAFETENSORS = {"float64": ("F64", 8), "float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2), "int64": ("I64", 8), "int32": ("I32", 4), "int16": ("I16", 2), "int8": ("I8", 1), "uint8": ("U8", 1), "bool": ("BOOL", 1)}  # fmt: skip
+"""dtype -> its name in a safetensors header, and bytes an element."""
+FLOATS = frozenset({"float64", "float32", "bfloat16", "float16"})
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One HF tensor: `elements` of the row-major source from `start` on, reshaped."""
+
+    name: str
+    source: str
+    """FQN as the checkpoint has it."""
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of an export, before a byte is read."""
+
+    exports: tuple[Export, ...]
+    """In the order in which transformers saves them: HF shards are filled in it."""
+    tied: tuple[str, str] | None = None
+    """FQNs of embedding and head where the model ties them and both are stored: they must be equal."""
+    zero: tuple[str, ...] = ()
+    """FQNs that HF has no place for; they must be zero (the balancing bias)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it crosses the process boundary."""
+        return {
+            "exports": [[e.name, e.source, e.start, e.shape] for e in self.exports],
+            "tied": self.tied,
+            "zero": self.zero,
+        }
+
+    @staticmethod
+    def from_json(said: dict[str, Any]) -> "Plan":
+        """The other way."""
+        exports = tuple(Export(name, source, start, tuple(shape)) for name, source, start, shape in said["exports"])
+        return Plan(exports, tuple(said["tied"]) if said["tied"] else None, tuple(said["zero"]))
+
+
+def target_dtype(source: str, dtype: str) -> str:
+    """The dtype a source is exported in: integers and booleans stay as they are."""
+    return dtype if source in FLOATS else source
+
+
+@dataclass(frozen=True)
+class HFShard:
+    """One safetensors file: its header as bytes, and for each tensor the byte of the file at which it begins."""
+
+    name: str
+    header: bytes
+    positions: dict[str, int]
+    size: int
+
+
+def lay_out(
+    exports: Sequence[Export], dtypes: dict[str, str], max_shard_size: int
+) -> tuple[list[HFShard], bytes | None]:
+    """The HF shards of an export, and the index's bytes where there is more than one.
+
+    `dtypes`: HF tensor's name -> dtype in the file. `max_shard_size` in bytes, of tensors (as transformers counts).
+    """
+    groups = list(_groups(exports, dtypes, max_shard_size))
+    if len(groups) == 1:
+        return [_shard("model.safetensors", groups[0], dtypes)], None
+    shards = [
+        _shard(f"model-{i:05d}-of-{len(groups):05d}.safetensors", group, dtypes) for i, group in enumerate(groups, 1)
+    ]
+    total = sum(_bytes(export, dtypes) for export in exports)
+    index = {
+        "metadata": {"total_parameters": sum(e.elements for e in exports), "total_size": total},
+        "weight_map": {name: shard.name for shard in shards for name in shard.positions},
+    }
+    return shards, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _groups(exports: Sequence[Export], dtypes: dict[str, str], limit: int) -> Iterator[list[Export]]:
+    """huggingface_hub 1.x `split_torch_state_dict_into_shards`: in order, a new one when the next would not fit."""
+    current: list[Export] = []
+    size = 0
+    for export in exports:
+        length = _bytes(export, dtypes)
+        if length > limit:
+            yield [export]
+            continue
+        if size + length > limit:
+            yield current
+            current, size = [], 0
+        current.append(export)
+        size += length
+    if current:
+        yield current
+
+
+def _bytes(export: Export, dtypes: dict[str, str]) -> int:
+    return export.elements * SAFETENSORS[dtypes[export.name]][1]
+
+
+def _shard(name: str, exports: list[Export], dtypes: dict[str, str]) -> HFShard:
+    """safetensors orders by dtype size, descending, then by name; pads the header with spaces to 8 bytes."""
+    ordered = sorted(exports, key=lambda e: (-SAFETENSORS[dtypes[e.name]][1], e.name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    positions, at = {}, 0
+    for export in ordered:
+        length = _bytes(export, dtypes)
+        header[export.name] = {
+            "dtype": SAFETENSORS[dtypes[export.name]][0],
+            "shape": list(export.shape),
+            "data_offsets": [at, at + length],
+        }
+        positions[export.name] = at
+        at += length
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    head = struct.pack("<Q", len(text)) + text
+    return HFShard(name, head, {key: len(head) + start for key, start in positions.items()}, len(head) + at)

@@ -1,0 +1,73 @@
+"""Owns looking without converting: what is in a checkpoint, and what a conversion of it would do."""
+
+from pathlib import Path
+from typing import Any
+
+from converter import assets, errors, layout, manifest, publish, storage
+from converter.convert import Options, look, output_folder
+
+
+def preview(step: Path, options: Options) -> tuple[bool, str]:
+    """(whether it would be converted, to where or why not). Reads metadata and configs only; writes nothing.
+
+    Raises the ConversionError that speaks against it.
+    """
+    try:
+        source = look(step, options, wait=False)
+        assets.read(step, source.run, options.search)
+        number = layout.step_number(step.name)
+        assert number is not None
+        published = output_folder(step, source.run, source.metadata, source.dtype, options) / layout.published_name(
+            number
+        )
+        current = manifest.is_up_to_date(
+            published, save_id=source.metadata.save_id, dtype=source.dtype, max_shard_size=options.max_shard_size
+        )
+        if current and options.if_exists == "skip":
+            return False, f"{published} is up to date"
+        publish.check_replaceable(published, force=options.force)
+    except OSError as error:
+        raise errors.from_oserror(error) from error
+    return True, f"{published} ({source.dtype})"
+
+
+def describe(step: Path) -> dict[str, Any]:
+    """What `dcp2hf inspect --json` prints: state and reason, and the tensors where metadata can be read."""
+    said: dict[str, Any] = {"path": str(step), **storage.probe_apart(step)}
+    if said.get("kind") == "dcp" and said["state"] not in ("incomplete", "damaged"):
+        try:
+            _, metadata = storage.read(step)
+        except errors.ConversionError as error:
+            return said | {"state": "damaged", "reason": error.what}
+        said |= {
+            "ranks": metadata.ranks,
+            "other_items": metadata.others,
+            "tensors": {
+                t.fqn: {"dtype": t.dtype, "shape": list(t.shape), "chunks": len(t.chunks)}
+                for t in metadata.tensors.values()
+            },
+        }
+    return said
+
+
+def show(described: list[dict[str, Any]]) -> None:
+    """A table of steps; of a single step, its tensors as well."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    steps = Table("step", "state", "format", "model", "parameters", "dtypes", "DCP shards", "save id", box=None)
+    for said in described:
+        steps.add_row(
+            Path(said["path"]).name, said["state"], said.get("kind", ""), f"{said.get('model_bytes', 0) / 1e9:.3f} GB", f"{said.get('model_elements', 0):,}",
+            " ".join(said.get("dtypes", ())), str(said.get("ranks", "")), str(said.get("save_id") or ""),
+        )  # fmt: skip
+    console.print(steps)
+    for said in described:
+        if said["reason"]:
+            console.print(f"{Path(said['path']).name}: {said['reason']}", markup=False)
+    if len(described) == 1 and described[0].get("tensors"):
+        tensors = Table("tensor", "dtype", "shape", "chunks", box=None)
+        for fqn, facts in described[0]["tensors"].items():
+            tensors.add_row(ascii(fqn)[1:-1], facts["dtype"], "x".join(map(str, facts["shape"])), str(facts["chunks"]))
+        console.print(tensors)

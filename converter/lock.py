@@ -1,0 +1,181 @@
+"""Owns the lock of a published name: one owner at a time, across processes and hosts, taken by whoever converts.
+
+Standard library only. The lock is a file made with O_EXCL (one winner on NFS v3 and v4.1, measured) in the folder
+that holds the published directory. Its owner touches it every HEARTBEAT seconds. It is stale when its owner is dead
+on this host, or when nothing changed in it for STALE seconds by our own monotonic clock: clocks of hosts are never
+compared. A loser's takeover cannot hurt a live owner for long: every owner looks again before it publishes.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from converter import errors, layout
+from converter.files import parse_json, read_regular
+
+HEARTBEAT = 10.0
+STALE = 90.0
+POLL = 1.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock. `host` tells processes apart that can be looked up from here: boot and PID namespace."""
+
+    token: str
+    host: str
+    pid: int
+    started: int
+    """Start time of the process in clock ticks since boot: a PID alone may be another process by now."""
+
+
+def _started(pid: int) -> int | None:
+    """Field 22 of /proc/<pid>/stat, or None if there is no such process (a zombie counts as none)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def this_host() -> str:
+    """Name, boot and PID namespace of this process."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
+
+
+def read(path: Path) -> Owner | None:
+    """The owner a lock names, or None while it is being written (or is none of ours). Raises FileNotFoundError."""
+    try:
+        return Owner(**parse_json(read_regular(path, limit=4096)))
+    except (ValueError, TypeError):
+        return None
+
+
+def is_dead(owner: Owner) -> bool:
+    """Whether this owner ran where we can look, and runs no more."""
+    return owner.host == this_host() and _started(owner.pid) != owner.started
+
+
+class Lock:
+    """A context manager that holds the lock of one published name and keeps its heartbeat.
+
+    Raises MachineFailure if the folder cannot be written, LockLost from `check` once another owner took over.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        *,
+        on_wait: Callable[[Owner | None], None] = lambda owner: None,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self.path = folder / layout.lock_name(step)
+        self.owner = Owner(layout.new_token(), this_host(), os.getpid(), _started(os.getpid()) or 0)
+        self._step, self._on_wait, self._sleep = step, on_wait, sleep
+        self._stop = threading.Event()
+        self._beat = threading.Thread(target=self._heartbeat, name="lock-heartbeat", daemon=True)
+
+    def __enter__(self) -> "Lock":
+        seen: tuple[Owner | None, int] | None = None
+        since = told = time.monotonic()
+        while not self._create():
+            try:
+                now = (read(self.path), os.stat(self.path).st_mtime_ns)
+            except FileNotFoundError:
+                continue
+            if now != seen:
+                if seen is None or told + 60 < time.monotonic():
+                    self._on_wait(now[0])
+                    told = time.monotonic()
+                seen, since = now, time.monotonic()
+            if (now[0] and is_dead(now[0])) or time.monotonic() - since > STALE:
+                self._take_over(now[0])
+                continue
+            self._sleep(POLL)
+        self._beat.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._beat.join(timeout=HEARTBEAT)
+        with contextlib.suppress(OSError):
+            if self._is_ours():
+                os.unlink(self.path)
+
+    def check(self) -> None:
+        """Raises LockLost unless the lock is still ours: called right before publishing."""
+        if not self._is_ours():
+            raise errors.LockLost(
+                "another process took this step over", path=self.path, hint="nothing was published by this attempt"
+            )
+
+    def _is_ours(self) -> bool:
+        try:
+            return read(self.path) == self.owner
+        except FileNotFoundError:
+            return False
+
+    def _create(self) -> bool:
+        try:
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except FileExistsError:
+            # A lost reply turns a success into EEXIST (NFS): look who it is.
+            with contextlib.suppress(FileNotFoundError):
+                return read(self.path) == self.owner
+            return False
+        try:
+            os.write(fd, json.dumps(asdict(self.owner)).encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        return True
+
+    def _take_over(self, stale: Owner | None) -> None:
+        """Moves a stale lock aside; puts it back if what was moved is another's by now."""
+        aside = self.path.with_name(f"{self.path.name}.{self.owner.token}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path, aside)
+            if read(aside) != stale:
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, self.path)
+            os.unlink(aside)
+
+    def _heartbeat(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            with contextlib.suppress(OSError):
+                if self._is_ours():
+                    os.utime(self.path)
+
+
+def sweep(folder: Path, *, is_stale: Callable[[Owner], bool] = is_dead) -> list[str]:
+    """Clears `folder` of what dead owners left: staging directories, set-aside ones (recovered), locks; returns their names.
+
+    Holds the lock of each step while it does. What a live owner has is left alone.
+    """
+    from converter.publish import clear
+
+    left: dict[int, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        if parsed := layout.parse_ours(name):
+            left.setdefault(parsed[0], []).append(name)
+    cleared = []
+    for step, names in left.items():
+        with contextlib.suppress(FileNotFoundError):
+            owner = read(folder / layout.lock_name(step))
+            if owner is None or not is_stale(owner):
+                continue
+        with Lock(folder, step):
+            clear(folder, step)
+        cleared += names
+    return cleared

@@ -1,0 +1,120 @@
+"""Owns `conversion.json`, the manifest of a published directory: written last, read by whoever asks what it is.
+
+Standard library only. It holds nothing that depends on when, where or with how many threads it was made, so that
+the same save gives the same bytes: no host, no path, no time, no measured figure.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from converter import layout
+from converter.files import CONFIG_LIMIT, parse_json, read_regular, write_durably
+
+FORMAT = 1
+ASSET_NAMES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "tokenizer.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""The tokenizer's files that are copied, besides `additional_chat_templates/*.jinja`."""
+TEMPLATES = "additional_chat_templates"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the directory: bytes and their hash."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check with its verdict ("passed") or, where it did not run ("not run"), the reason."""
+
+    name: str
+    verdict: str
+    tolerance: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was converted, with what, and what was verified."""
+
+    step: int
+    save_id: str
+    dtype: str
+    max_shard_size: int
+    tensors: int
+    parameters: int
+    tools: dict[str, str]
+    run_config_sha256: str
+    files: dict[str, FileEntry]
+    checks: tuple[Check, ...]
+    accepted: dict[str, Any] = field(default_factory=dict)
+    """Exceptions a person allowed: a copy, routing drift, the run's architecture."""
+    run_config_conflict_sha256: str | None = None
+    added: dict[str, FileEntry] = field(default_factory=dict)
+    """What a `before_publish` hook put there: outside the promise of same bytes."""
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """The manifest as it stands on disk."""
+    return (
+        json.dumps({"format": FORMAT} | asdict(manifest), indent=2, sort_keys=True, ensure_ascii=True) + "\n"
+    ).encode()
+
+
+def write(directory: Path, manifest: Manifest) -> None:
+    """Writes `conversion.json`, durably."""
+    write_durably(directory / layout.MANIFEST, to_bytes(manifest))
+
+
+def read(directory: Path) -> Manifest | None:
+    """The manifest of a published directory, or None where there is none that we wrote. Raises OSError otherwise."""
+    try:
+        said = parse_json(read_regular(directory / layout.MANIFEST, limit=CONFIG_LIMIT))
+        if said.pop("format") != FORMAT:
+            return None
+        entries = {
+            key: {name: FileEntry(**entry) for name, entry in said.pop(key).items()} for key in ("files", "added")
+        }
+        found = Manifest(**said | entries | {"checks": tuple(Check(**check) for check in said["checks"])})
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    right = isinstance(found.save_id, str) and isinstance(found.step, int) and isinstance(found.dtype, str)
+    return found if right and all(type(entry.size) is int for entry in found.files.values()) else None
+
+
+def is_up_to_date(directory: Path, *, save_id: str, dtype: str, max_shard_size: int) -> bool:
+    """Whether `directory` holds a whole export of this save, dtype and HF shard size."""
+    found = read(directory)
+    if found is None or (found.save_id, found.dtype, found.max_shard_size) != (save_id, dtype, max_shard_size):
+        return False
+    try:
+        return all(os.stat(directory / name).st_size == entry.size for name, entry in found.files.items())
+    except FileNotFoundError:
+        return False
+
+
+def foreign_files(directory: Path) -> list[str]:
+    """Names in `directory` that no export of ours or of a user's old script has: somebody's work."""
+    found = read(directory)
+    known = {layout.MANIFEST, "config.json", "generation_config.json", "model.safetensors.index.json", *ASSET_NAMES}
+    if found:
+        known |= found.files.keys() | found.added.keys()
+    foreign = []
+    for name in sorted(os.listdir(directory)):
+        weights = name.startswith("model") and name.endswith(".safetensors")
+        if name in known or weights or name.startswith(".nfs"):
+            continue
+        inside = [f"{name}/{part}" for part in os.listdir(directory / name)] if (directory / name).is_dir() else []
+        if inside and all(part in known or (name == TEMPLATES and part.endswith(".jinja")) for part in inside):
+            continue
+        foreign.append(name)
+    return foreign

@@ -1,0 +1,103 @@
+"""Owns the plan: runs TorchTitan's own adapter on meta tensors and tells from the views what each HF tensor is made of.
+
+Needs torch. Reads no tensor. The adapter drops names it does not know without a word, so every model tensor of the
+checkpoint is accounted for here; and what comes out must be what transformers saves, name by name, shape by shape.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from converter import errors, qwen3
+from converter.exports import Export, Plan
+
+
+def make_plan(
+    step: Path, sources: Mapping[str, str], shapes: qwen3.Shapes, adapter: Any, model: PreTrainedModel
+) -> Plan:
+    """The plan of one export.
+
+    `sources`: installed name -> FQN in the checkpoint; `shapes`: installed name -> shape; `model`: HF's, on meta.
+    Raises UnknownTensor, PlanMismatch.
+    """
+    meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    made = adapter.to_hf(dict(meta))
+    owners = {tensor.untyped_storage()._cdata: name for name, tensor in meta.items()}
+    found: dict[str, Export] = {}
+    used: dict[str, list[Export]] = {}
+    for name, tensor in made.items():
+        source = owners.get(tensor.untyped_storage()._cdata)
+        if source is None or not tensor.is_contiguous():
+            raise errors.PlanMismatch(
+                f"{name} is computed, not sliced, from the checkpoint",
+                path=step,
+                hint="this model family is not converted",
+            )
+        export = Export(name, sources[source], tensor.storage_offset(), tuple(tensor.shape))
+        found[name] = export
+        used.setdefault(source, []).append(export)
+    tied = None
+    zero = []
+    for name, shape in shapes.items():
+        if name in used:
+            _check_covered(step, name, shape, used[name])
+        elif name.endswith(qwen3.BIAS):
+            zero.append(sources[name])
+        elif name == qwen3.HEAD and adapter.model_config.enable_weight_tying:
+            tied = (sources[qwen3.EMBEDDING], sources[name])
+        else:
+            raise errors.UnknownTensor(
+                f"the checkpoint holds a model tensor {sources[name]!r} that TorchTitan's adapter does not export",
+                path=step,
+                hint="a custom model is not converted; if it is none of the model's, ask for support of its name",
+            )
+    saved = saved_tensors(model)
+    _check_saved(step, found, saved)
+    return Plan(tuple(found[name] for name in saved), tied, tuple(zero))
+
+
+def saved_tensors(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that `save_pretrained` writes, in its order: in memory, transformers 5 fuses experts."""
+    state = remove_tied_weights_from_state_dict(model.state_dict(), model)
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
+
+
+def _check_covered(step: Path, name: str, shape: tuple[int, ...], exports: Sequence[Export]) -> None:
+    """The slices of a source, put together, are the source: nothing left out, nothing twice."""
+    at = 0
+    for export in sorted(exports, key=lambda export: export.start):
+        if export.start != at:
+            raise errors.PlanMismatch(
+                f"elements {min(at, export.start):,} to {max(at, export.start):,} of {name} are exported twice or not at all",
+                path=step,
+                hint="report this: the adapter and the tensors disagree",
+            )
+        at += export.elements
+    if at != torch.Size(shape).numel():
+        raise errors.PlanMismatch(
+            f"elements of {name} from {at:,} on are not exported",
+            path=step,
+            hint="report this: the adapter and the tensors disagree",
+        )
+
+
+def _check_saved(step: Path, found: Mapping[str, Export], saved: Mapping[str, tuple[int, ...]]) -> None:
+    lacking, extra = sorted(saved.keys() - found.keys()), sorted(found.keys() - saved.keys())
+    shaped = sorted(name for name in saved.keys() & found.keys() if saved[name] != found[name].shape)
+    if lacking or extra:
+        raise errors.PlanMismatch(
+            f"the export lacks {len(lacking)} tensors of the HF model ({', '.join(lacking[:3])}) and has {len(extra)} it does not know ({', '.join(extra[:3])})",
+            path=step, hint="are base assets and run config this checkpoint's?",
+        )  # fmt: skip
+    if shaped:
+        name = shaped[0]
+        raise errors.PlanMismatch(
+            f"{len(shaped)} tensors have another shape than the HF model's, first {name}: {found[name].shape}, not {saved[name]}",
+            path=step,
+            hint="are base assets and run config this checkpoint's?",
+        )

@@ -1,0 +1,167 @@
+"""Owns the proving process: it imports torch, torchtitan and transformers, while its parent moves bytes without them.
+
+Run as `python -P -m converter.prove`. One JSON request a line on stdin, one answer a line on stdout; an expected
+failure answers `{"failed": {...}}`. Whatever a library prints goes to stderr.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from converter import errors, storage
+from converter.exports import FLOATS, HFShard, target_dtype
+from converter.run_config import RunConfig
+
+
+def main() -> int:
+    """Answers requests until stdin ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a parent that is killed leaves nothing behind
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    prover = Prover(answers)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(prover, request.pop("do"))(**request)
+        except errors.ConversionError as error:
+            answer = {"failed": error.as_event()}
+        answers.write(json.dumps(answer) + "\n")
+    return 0
+
+
+class Prover:
+    """One step's conversion, seen from the side of torch: `start`, then `tokenizer` and `compare`."""
+
+    def __init__(self, answers: IO[str]):
+        self._answers = answers
+
+    def warm_up(self) -> dict[str, Any]:
+        """Imports what the rest needs: asked for at once, while the parent still reads metadata."""
+        import torch
+
+        torch.set_num_threads(1)
+        import converter.fidelity
+        import converter.plan  # noqa: F401
+
+        return {"tools": tools()}
+
+    def start(
+        self,
+        step: str,
+        metadata: dict[str, Any],
+        run: dict[str, Any],
+        base: dict[str, Any],
+        base_path: str,
+        dtype: str,
+        architecture: str,
+    ) -> dict[str, Any]:
+        """Settles the architecture and makes the plan; answers plan, config.json, generation config."""
+        import torch
+
+        from converter import names, plan, qwen3
+
+        self.step = Path(step)
+        self.run = RunConfig.from_json(run)
+        self.dtype = dtype
+        held = storage.from_json(metadata)
+        self.sources = names.installed_names(held.tensors, self.step)
+        self.tensors = {name: held.tensors[fqn] for name, fqn in self.sources.items()}
+        shapes = {name: items.shape for name, items in self.tensors.items()}
+        if not qwen3.belongs(shapes):
+            some = ", ".join(sorted(held.tensors)[:3])
+            raise errors.UnsupportedModel(
+                f"the tensors are no Qwen3's ({some}, …)",
+                path=self.step,
+                hint="only TorchTitan's Qwen3 models are converted so far",
+            )
+        moe = qwen3.is_moe(shapes)
+        where = Path(base_path)
+        base_config = qwen3.hf_config(base, moe=moe, where=where)
+        ours = qwen3.architecture_of_base(base_config)
+        self.config, borrowed = qwen3.recorded_config(self.run, shapes, ours)
+        wanted = qwen3.architecture_of(self.config)
+        differs = [f"{key}: base {ours.get(key)}, run {wanted[key]}" for key in wanted if ours.get(key) != wanted[key]]
+        if differs and architecture != "run":
+            raise errors.ArchitectureMismatch(
+                f"base assets and run are not the same model ({'; '.join(differs)})",
+                path=where,
+                hint="name the right --hf-assets, or take the run's values with --architecture run",
+            )
+        said = qwen3.with_architecture(base, wanted) if differs else dict(base)
+        rows = shapes[qwen3.EMBEDDING][0]
+        said |= {"vocab_size": rows, "max_position_embeddings": self.run.seq_len, "dtype": dtype}
+        said.pop("torch_dtype", None)
+        self.hf_config = qwen3.hf_config(said, moe=moe, where=where)
+        model = qwen3.hf_model(self.hf_config)
+        self.plan = plan.make_plan(self.step, self.sources, shapes, qwen3.adapter(self.config), model)
+        self.hf_config.architectures = [type(model).__name__]
+        self.hf_config.dtype = getattr(torch, dtype)
+        text = json.loads(self.hf_config.to_json_string(use_diff=True))
+        return {
+            "plan": self.plan.to_json(),
+            "config": text | qwen3.older_keys(text, self.hf_config),
+            "generation_config": json.loads(model.generation_config.to_json_string()),
+            "borrowed": borrowed,
+            "reshaped": differs,
+            "rows": rows,
+        }
+
+    def tokenizer(self, directory: str) -> dict[str, Any]:
+        """Loads the tokenizer as a reader would; answers its length, its added tokens and special ids."""
+        from transformers import AutoTokenizer
+
+        where = Path(directory)
+        try:
+            loaded = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # a tokenizer's files can make it raise anything; nothing of them is quoted
+            raise errors.AssetsInvalid(
+                f"the tokenizer does not load ({type(error).__name__})",
+                path=where,
+                hint="name the right folder with --tokenizer",
+            ) from None
+        added = sorted(loaded.get_added_vocab().values())
+        return {
+            "length": len(loaded),
+            "added": added,
+            "highest": max(loaded.get_vocab().values(), default=-1),
+            "special": {name: getattr(loaded, f"{name}_token_id") for name in ("bos", "eos", "pad")},
+        }
+
+    def compare(self, staging: str, files: list[dict[str, Any]], token_ids: list[int]) -> dict[str, Any]:
+        """The forward check over the HF shards in `staging`, with the config as it stands there."""
+        from converter import fidelity, qwen3
+        from converter.chunks import Shards
+        from converter.files import CONFIG_LIMIT, parse_json, read_regular
+
+        where = Path(staging)
+        written = parse_json(read_regular(where / "config.json", limit=CONFIG_LIMIT))
+        hf_config = qwen3.hf_config(written, moe=qwen3.is_moe(frozenset(self.tensors)), where=where / "config.json")
+        dtypes = {items.fqn: target_dtype(items.dtype, self.dtype) for items in self.tensors.values()}
+        shards = [HFShard(f["name"], b"", f["positions"], f["size"]) for f in files]
+        with Shards(self.step) as source:
+            found = fidelity.compare(
+                config=self.config, hf_config=hf_config, tensors={n: t for n, t in self.tensors.items() if t.dtype in FLOATS}, shards=source, files=shards,
+                staging=where, hf_tensors={e.name: (dtypes[e.source], e.shape) for e in self.plan.exports}, token_ids=token_ids, dtype=self.dtype, progress=self._progress,
+            )  # fmt: skip
+            return {"figures": vars(found), "tolerance": fidelity.DENSE_TOLERANCE, "bytes_read": source.bytes_read}
+
+    def _progress(self, done: int, total: int) -> None:
+        self._answers.write(json.dumps({"progress": [done, total]}) + "\n")
+
+
+def tools() -> dict[str, str]:
+    """Versions of what an export depends on."""
+    from importlib.metadata import version
+
+    return {
+        name: version(name)
+        for name in ("dcp2hf", "torch", "torchtitan", "transformers", "safetensors", "tokenizers", "numpy")
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

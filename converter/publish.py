@@ -1,0 +1,121 @@
+"""Owns the way from a staging directory to the published one: durable first, then visible in one step.
+
+Standard library only. Where the file system can exchange two names (`renameat2`, Linux 3.15), an older published
+directory is replaced without a moment in which neither is there; where it cannot (NFS), two renames do it, and
+`clear` recovers what a crash between them left.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from converter import errors, layout, manifest
+from converter.files import fsync_directory
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def make_staging(folder: Path, step: int, token: str) -> Path:
+    """A new directory beside the published one; its mode follows the umask (mkdtemp's would be 0700)."""
+    path = folder / layout.staging_name(step, token)
+    path.mkdir()
+    return path
+
+
+def check_replaceable(published: Path, *, force: bool) -> None:
+    """Raises OutputForeign where replacing `published` would destroy somebody's work."""
+    try:
+        facts = os.lstat(published)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(facts.st_mode):
+        raise errors.OutputForeign(
+            "the published name is taken by something that is no directory", path=published, hint="move it away"
+        )
+    if not force and (foreign := manifest.foreign_files(published)):
+        raise errors.OutputForeign(
+            f"the published directory holds files that are no export's ({', '.join(map(ascii, foreign[:5]))})",
+            path=published, hint="move them away, or say --force to lose them",
+        )  # fmt: skip
+
+
+def make_durable(staging: Path) -> None:
+    """Every file and directory of `staging` on disk: what a rename names must survive a power loss."""
+    for folder, _, names in os.walk(staging):
+        for name in names:
+            fd = os.open(Path(folder) / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        fsync_directory(Path(folder))
+
+
+def publish(staging: Path, published: Path, step: int, token: str) -> None:
+    """Swaps `staging` into place and makes the name durable; an older directory goes once the new one is there."""
+    folder = published.parent
+    if not published.exists():
+        _rename(staging, published)
+    elif _exchange(staging, published):
+        fsync_directory(folder)
+        remove_tree(staging)
+    else:
+        aside = folder / layout.replaced_name(step, token)
+        _rename(published, aside)
+        _rename(staging, published)
+        fsync_directory(folder)
+        remove_tree(aside)
+    fsync_directory(folder)
+
+
+def clear(folder: Path, step: int) -> None:
+    """Removes what a dead attempt left of `step`, the lock's holder calling; a set-aside directory whose successor
+    never came is put back."""
+    published = folder / layout.published_name(step)
+    for name in sorted(os.listdir(folder)):
+        parsed = layout.parse_ours(name)
+        if parsed is None or parsed[0] != step or parsed[2] == "lock":
+            continue
+        if parsed[2] == "replaced" and not published.exists():
+            _rename(folder / name, published)
+            fsync_directory(folder)
+        else:
+            remove_tree(folder / name)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory of ours; one that is gone already is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """`os.rename`, and after an error a look at what is there: on NFS a lost reply turns a success into ENOENT."""
+    identity = os.lstat(old).st_ino
+    try:
+        os.rename(old, new)
+    except OSError:
+        try:
+            done = os.lstat(new).st_ino == identity and not os.path.lexists(old)
+        except FileNotFoundError:
+            done = False
+        if not done:
+            raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether the two names could be exchanged in one step."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(one), None, str(other))
