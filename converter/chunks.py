@@ -1,12 +1,9 @@
-"""Owns the bytes of a DCP: finds the payload of each item, checks what it says of itself, reads ranges of rows.
+"""Owns reading a DCP: open shards, and ranges of a tensor's rows put together from its chunks, checked on the way.
 
-numpy and the standard library only. An item is one complete `torch.save` zip (torch 2.13.0): `data.pkl` says dtype,
-shape and stride, the record `data/0` is the raw little-endian payload, stored as it is, with a CRC32 that nobody
-else checks. Read with pread; a mapped file on a network file system raises SIGBUS.
+numpy and the standard library only. Read with pread: a mapped file on a network file system raises SIGBUS.
 """
 
 import os
-import struct
 import threading
 import zlib
 from collections.abc import Iterator
@@ -19,13 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter import errors
+from converter.items import RESAVE, Payload, locate
 from converter.storage import ITEM_BYTES, Chunk, TensorItems
-from converter.unpickle import parse_item
 
 Bytes = NDArray[np.uint8]
-_HEAD = 4096
-"""Bytes read at both ends of an item: `data.pkl`, the small records and the directory take about 1,700."""
-_RESAVE = "save this step again, or convert another; then look at the disks of the training hosts"
 
 
 class Shards:
@@ -73,163 +67,19 @@ class Shards:
         with self._lock:
             self.bytes_read += len(view)
 
+    def pread(self, name: str, position: int, length: int) -> bytearray:
+        """`length` bytes of the DCP shard `name`."""
+        buffer = bytearray(length)
+        self.pread_into(name, buffer, position)
+        return buffer
+
+    def locate(self, tensor: TensorItems, chunk: Chunk) -> Payload:
+        """The payload of one item: see `items.locate`."""
+        return locate(self.step, tensor, chunk, self.pread)
+
     def drop(self, name: str, position: int, length: int) -> None:
         """Tells the kernel that these bytes are not needed again: its cache is training's."""
         os.posix_fadvise(self._fd(name), position, length, os.POSIX_FADV_DONTNEED)
-
-
-@dataclass(frozen=True, slots=True)
-class Payload:
-    """Where a chunk's raw elements lie: `crc` is 0 where the writer computed none."""
-
-    file: str
-    position: int
-    length: int
-    crc: int
-
-
-def locate(shards: Shards, tensor: TensorItems, chunk: Chunk) -> Payload:
-    """Finds the payload of one item and checks that the item describes the chunk that storage metadata speaks of.
-
-    Raises PayloadCorrupt (what the item says of itself does not hold), StepDamaged (a form that is not read).
-    """
-    path = shards.step / chunk.file
-
-    def corrupt(what: str) -> errors.PayloadCorrupt:
-        return errors.PayloadCorrupt(f"{tensor.fqn}, item at byte {chunk.offset:,}: {what}", path=path, hint=_RESAVE)
-
-    head = bytearray(min(_HEAD, chunk.length))
-    shards.pread_into(chunk.file, head, chunk.offset)
-    tail_at = max(0, chunk.length - _HEAD)
-    tail = bytearray(chunk.length - tail_at)
-    shards.pread_into(chunk.file, tail, chunk.offset + tail_at)
-    try:
-        records = _directory(tail, tail_at, chunk.length)
-        described = records["data.pkl"]
-        payload = records["data/0"]
-        pickled = _record(head, described)
-        if described.crc and zlib.crc32(pickled) != described.crc:
-            raise corrupt("its description does not match its own checksum")
-        if "byteorder" in records and (order := _record(head, records["byteorder"])) != b"little":
-            raise errors.StepDamaged(
-                f"{tensor.fqn} is stored with byte order {order[:10]!r}",
-                path=path,
-                hint="only little-endian items are read",
-            )
-        start = _payload_start(head, payload)
-    except (KeyError, struct.error, IndexError, ValueError) as error:
-        raise corrupt(f"not the zip that torch.save writes ({error})") from None
-    if payload.method or described.method:
-        raise errors.StepDamaged(f"{tensor.fqn} is stored compressed", path=path, hint="save without compression")
-    view = parse_item(bytes(pickled), path, tensor.fqn)
-    want = prod(chunk.sizes) * ITEM_BYTES.get(tensor.dtype, 0)
-    if tensor.dtype not in ITEM_BYTES:
-        raise errors.StepDamaged(
-            f"{tensor.fqn} has dtype {tensor.dtype}, which is not read", path=path, hint="save in another dtype"
-        )
-    if view.dtype != tensor.dtype or view.shape != chunk.sizes:
-        raise corrupt(
-            f"it holds {view.dtype}{list(view.shape)}, storage metadata says {tensor.dtype}{list(chunk.sizes)}"
-        )
-    if view.storage_offset or view.storage_key != "0" or not _is_contiguous(view.shape, view.stride):
-        raise errors.StepDamaged(
-            f"{tensor.fqn} is stored as a view (offset {view.storage_offset}, stride {list(view.stride)})",
-            path=path,
-            hint="save contiguous tensors",
-        )
-    if payload.length != want or view.storage_elements * ITEM_BYTES[tensor.dtype] != want:
-        raise corrupt(f"its payload has {payload.length:,} of {want:,} bytes")
-    if start + want > tail_at + len(tail):
-        raise corrupt("its payload leaves the item")
-    return Payload(chunk.file, chunk.offset + start, want, payload.crc)
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    method: int
-    crc: int
-    length: int
-    header: int
-
-
-def _directory(tail: bytearray, tail_at: int, length: int) -> dict[str, _Record]:
-    """The zip's central directory: name without the archive's folder -> record. PKWARE APPNOTE 4.3.12 to 4.3.16."""
-    end = len(tail) - 22
-    signature, *_, entries, size, at, comment = struct.unpack_from("<IHHHHIIH", tail, end)
-    if signature != 0x06054B50 or comment:
-        raise ValueError("no end record")
-    if at == 0xFFFFFFFF or entries == 0xFFFF or size == 0xFFFFFFFF:
-        if tail[end - 20 : end - 16] != b"PK\x06\x07":
-            raise ValueError("no zip64 end record")
-        where = struct.unpack_from("<Q", tail, end - 12)[0] - tail_at
-        if where < 0 or tail[where : where + 4] != b"PK\x06\x06":
-            raise ValueError("no zip64 end record")
-        entries, size, at = struct.unpack_from("<QQQ", tail, where + 32)
-    cursor = at - tail_at
-    if cursor < 0 or entries > 64 or at + size > length:
-        raise ValueError("directory out of place")
-    records: dict[str, _Record] = {}
-    for _ in range(entries):
-        fields = struct.unpack_from("<IHHHHHHIIIHHHHHII", tail, cursor)
-        if fields[0] != 0x02014B50:
-            raise ValueError("no directory entry")
-        method, crc, packed, unpacked, name_len, extra_len, comment_len, header = (
-            fields[4],
-            *fields[7:10],
-            *fields[10:13],
-            fields[16],
-        )
-        name = bytes(tail[cursor + 46 : cursor + 46 + name_len]).decode("utf-8")
-        extra = bytes(tail[cursor + 46 + name_len : cursor + 46 + name_len + extra_len])
-        unpacked, packed, header = _zip64(extra, unpacked, packed, header)
-        if packed != unpacked and not method:
-            raise ValueError("sizes differ")
-        short = name.partition("/")[2]
-        if short in records:
-            raise ValueError("a record twice")
-        records[short] = _Record(method, crc, unpacked, header)
-        cursor += 46 + name_len + extra_len + comment_len
-    return records
-
-
-def _zip64(extra: bytes, *sizes: int) -> list[int]:
-    """Replaces sizes that are 0xFFFFFFFF by those of the zip64 extra field (APPNOTE 4.5.3)."""
-    if 0xFFFFFFFF not in sizes:
-        return list(sizes)
-    cursor = 0
-    while cursor + 4 <= len(extra):
-        tag, length = struct.unpack_from("<HH", extra, cursor)
-        if tag == 1:
-            values = iter(struct.unpack_from(f"<{length // 8}Q", extra, cursor + 4))
-            return [next(values) if size == 0xFFFFFFFF else size for size in sizes]
-        cursor += 4 + length
-    raise ValueError("no zip64 sizes")
-
-
-def _payload_start(head: bytearray, record: _Record) -> int:
-    """Byte of the item at which a record's data begins: its local header may be padded (APPNOTE 4.3.7)."""
-    signature, *_, name_len, extra_len = struct.unpack_from("<IHHHHHIIIHH", head, record.header)
-    if signature != 0x04034B50:
-        raise ValueError("no local header")
-    return int(record.header + 30 + name_len + extra_len)
-
-
-def _record(head: bytearray, record: _Record) -> bytearray:
-    start = _payload_start(head, record)
-    if record.length > len(head) - start:
-        raise ValueError("a small record out of place")
-    return head[start : start + record.length]
-
-
-def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    expected = 1
-    if len(shape) != len(stride):
-        return False
-    for size, step in zip(reversed(shape), reversed(stride), strict=True):
-        if size != 1 and step != expected:
-            return False
-        expected *= size
-    return True
 
 
 def as_3d(sizes: tuple[int, ...], missing: int = 1) -> tuple[int, int, int]:
@@ -309,7 +159,7 @@ class Band:
                 raise errors.PayloadCorrupt(
                     f"{self.tensor.fqn}: the {box.payload.length:,} bytes at {box.payload.position:,} do not match their checksum "
                     f"({crc:08x}, stored {box.payload.crc:08x})",
-                    path=self.shards.step / box.payload.file, hint=_RESAVE,
+                    path=self.shards.step / box.payload.file, hint=RESAVE,
                 )  # fmt: skip
 
 
@@ -317,7 +167,7 @@ def boxes(shards: Shards, tensor: TensorItems) -> list[Box]:
     """The located chunks of a tensor. Raises StepDamaged where they do not cover it exactly once."""
     if len(tensor.shape) > 3 or tensor.dtype not in ITEM_BYTES:
         raise errors.StepDamaged(
-            f"{tensor.fqn} is {tensor.dtype}{list(tensor.shape)}, which is not read", path=shards.step, hint=_RESAVE
+            f"{tensor.fqn} is {tensor.dtype}{list(tensor.shape)}, which is not read", path=shards.step, hint=RESAVE
         )
     if tensor.elements == 0 or sum(prod(c.sizes) for c in tensor.chunks) != tensor.elements:
         raise _untiled(shards, tensor)
@@ -325,7 +175,7 @@ def boxes(shards: Shards, tensor: TensorItems) -> list[Box]:
     for chunk in tensor.chunks:
         start, sizes = as_3d(chunk.offsets, 0), as_3d(chunk.sizes)
         stop = (start[0] + sizes[0], start[1] + sizes[1], start[2] + sizes[2])
-        located.append(Box(start, stop, locate(shards, tensor, chunk)))
+        located.append(Box(start, stop, shards.locate(tensor, chunk)))
     return located
 
 
@@ -353,6 +203,4 @@ def _check_disjoint(shards: Shards, tensor: TensorItems, group: list[Box]) -> No
 
 
 def _untiled(shards: Shards, tensor: TensorItems) -> errors.StepDamaged:
-    return errors.StepDamaged(
-        f"the chunks of {tensor.fqn} do not cover it exactly once", path=shards.step, hint=_RESAVE
-    )
+    return errors.StepDamaged(f"the chunks of {tensor.fqn} do not cover it exactly once", path=shards.step, hint=RESAVE)

@@ -12,9 +12,10 @@ import typer
 
 from converter import errors, layout
 from converter.assets import Search
-from converter.convert import Options, convert_step
+from converter.convert import convert_step
 from converter.inspect import describe, preview, show
 from converter.report import reporter
+from converter.source import Options
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NOTHING, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -13,40 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converter import assets, errors, layout, manifest, publish, run_config, storage
+from converter import assets, errors, layout, manifest, publish, storage
+from converter.evidence import make_manifest
 from converter.export import Exporter, Outcome, read_back
-from converter.exports import SAFETENSORS, HFShard, Plan, lay_out, target_dtype
+from converter.exports import HFShard, Plan, lay_out, target_dtype
 from converter.lock import Lock, Owner
 from converter.prover import Prover
+from converter.source import Options, check_unchanged, look, output_folder, reason_to_skip
 
 Report = Callable[[str, dict[str, Any]], None]
 """Event name and fields; `cli` shows them."""
-MAX_SHARD_SIZE = 50_000_000_000
-"""transformers 5's default: 50 GB."""
-COPY_WATCH_SECONDS = 60.0
-"""How long a copy's listing must stay the same before it is accepted."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a person or the daemon may ask of a conversion; `cli` says what each means."""
-
-    output: Path | None = None
-    dtype: str = "auto"
-    run_config: Path | None = None
-    run_config_names: tuple[str, ...] = ()
-    logs_roots: tuple[Path, ...] = ()
-    search: assets.Search = field(default_factory=assets.Search)
-    architecture: str = "base"
-    allow_routing_drift: bool = False
-    accept_copy: bool = False
-    force: bool = False
-    max_shard_size: int = MAX_SHARD_SIZE
-    threads: int = 0
-    """0: as many as there are cores to run on, at most 4."""
-    forward_check: str = "full"
-    if_exists: str = "overwrite"
-    sleep: Callable[[float], None] = time.sleep
 
 
 @dataclass
@@ -86,7 +62,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         run, metadata = source.run, source.metadata
         folder = output_folder(step, run, metadata, source.dtype, options)
         published = folder / layout.published_name(number)
-        if reason := _reason_to_skip(published, source, options):
+        if reason := reason_to_skip(published, source, options):
             report(
                 "conversion_skipped", {"step": number, "path": str(step), "output": str(published), "reason": reason}
             )
@@ -108,7 +84,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         start_prover(lambda done, of: progress("compare", done, of)) as prover,
     ):
         publish.clear(folder, number)
-        if reason := _reason_to_skip(published, source, options):
+        if reason := reason_to_skip(published, source, options):
             report(
                 "conversion_skipped", {"step": number, "path": str(step), "output": str(published), "reason": reason}
             )
@@ -165,10 +141,10 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                     {"used": str(run.path), "other": str(run.conflict.other), "differs": list(run.conflict.differs)},
                 )
             with phase("publish"):
-                made = _manifest(number, source, settled, plan, outcome, compared, entries, prover.tools, options)
+                made = make_manifest(number, source, settled, plan, outcome, compared, entries, prover.tools, options)
                 manifest.write(staging, made)
                 publish.make_durable(staging)
-                _check_unchanged(step, source)
+                check_unchanged(step, source)
                 lock.check()
                 publish.publish(staging, published, number, lock.owner.token)
         except BaseException:
@@ -183,105 +159,6 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         "tensors": made.tensors, "parameters": made.parameters, "checks": [vars(check) for check in made.checks], "warnings": warnings,
         "figures": compared.get("figures", {}) | {"cast_to_zero": sum(c.to_zero for c in outcome.counts.values()), "largest_bias": outcome.largest_bias},
     })  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Source:
-    """A step that may be converted: its listing, its storage metadata, what its run says."""
-
-    listing: storage.Listing
-    metadata: storage.StorageMetadata
-    run: run_config.RunConfig
-    dtype: str
-    """Of the export."""
-    digest: str
-    """sha256 of `.metadata`."""
-    copied: bool = False
-
-
-def look(step: Path, options: Options, *, wait: bool = True) -> Source:
-    """Reads what a step says of itself and waits for it to settle. Raises what speaks against converting it."""
-    listing = storage.list_step(step)
-    if listing.links:
-        raise errors.HostileCheckpoint(
-            f"{listing.links[0]!r} in the step is a symbolic link",
-            path=step,
-            hint="links inside steps are not followed: copy the files",
-        )
-    kind = storage.kind_of(listing)
-    if kind == "torch_checkpointing":
-        raise errors.UnsupportedFormat(
-            "saved by torch_checkpointing, which is not read", path=step, hint="save with DCP"
-        )
-    if kind == "hf":
-        raise errors.UnsupportedFormat(
-            "the step is in HF form already (last_save_in_hf)",
-            path=step,
-            hint="add config and tokenizer by hand, or set last_save_in_hf = false",
-        )
-    listing, metadata = storage.read(step)
-    digest = _digest(step)
-    state, reason = storage.completeness(listing, metadata.extent)
-    if state == "incomplete":
-        raise errors.StepIncomplete(
-            f"the step is not complete: {reason}",
-            path=step,
-            hint="wait for the save to end; a save that died never does",
-        )
-    if state == "suspect" and not options.accept_copy:
-        raise errors.StepSuspect(
-            f"the step is suspect: {reason}",
-            path=step,
-            hint="if it is a whole copy, say --accept-copy (dcp2hfd: retry --accept-copy)",
-        )
-    if state != "complete" and wait:
-        options.sleep(storage.SETTLE_SECONDS if state == "settling" else COPY_WATCH_SECONDS)
-        if storage.list_step(step).fingerprint != listing.fingerprint:
-            raise errors.StepIncomplete("the step is being written", path=step, hint="wait for the save to end")
-    if not metadata.tensors:
-        raise errors.NoModelInStep(
-            "the checkpoint holds no model tensors (optimizer or dataloader only)",
-            path=step,
-            hint="nothing to convert; fault-tolerant runs save such steps",
-        )
-    run = run_config.find(step, names=options.run_config_names, logs_roots=options.logs_roots, file=options.run_config)
-    dtype = run.dtype if options.dtype == "auto" else options.dtype
-    return Source(listing, metadata, run, dtype, digest, state == "suspect")
-
-
-def output_folder(
-    step: Path, run: run_config.RunConfig, metadata: storage.StorageMetadata, dtype: str, options: Options
-) -> Path:
-    """Where `step-N-hf` is made: beside the step, unless siblings would hurt training (TorchTitan up to 0.3.0).
-
-    With `keep_latest_k` 2, a sibling leaves not one complete checkpoint during a save; an export with an index would
-    be taken for a checkpoint to resume from.
-    """
-    if options.output is not None:
-        return options.output
-    size = sum(
-        t.elements * SAFETENSORS[target_dtype(t.dtype, dtype)][1]
-        for t in metadata.tensors.values()
-        if t.dtype in SAFETENSORS
-    )
-    hurts = run.keep_latest_k == 2 or size > options.max_shard_size
-    return step.parent / layout.SUBDIRECTORY if hurts else step.parent
-
-
-def _reason_to_skip(published: Path, source: Source, options: Options) -> str | None:
-    if options.if_exists != "skip" or not published.exists():
-        return None
-    if manifest.is_up_to_date(
-        published, save_id=source.metadata.save_id, dtype=source.dtype, max_shard_size=options.max_shard_size
-    ):
-        return "up to date"
-    theirs = manifest.read(published) is None or manifest.foreign_files(published)
-    return "foreign" if theirs and not options.force else None
-
-
-def _digest(step: Path) -> str:
-    with open(step / storage.METADATA, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_space(folder: Path, wanted: int) -> None:
@@ -346,71 +223,3 @@ def _prove(
                 sent = [{"name": f.name, "positions": f.positions, "size": f.size} for f in files]
                 compared = prover.ask("compare", staging=str(staging), files=sent, token_ids=token_ids)
         return compared, reading.result()
-
-
-def _check_unchanged(step: Path, source: Source) -> None:
-    """Raises StepVanished unless what was read is the save that is still there."""
-    same = (
-        step.exists()
-        and storage.list_step(step).fingerprint == source.listing.fingerprint
-        and _digest(step) == source.digest
-    )
-    if not same:
-        raise errors.StepVanished(
-            "the step was purged or saved again while it was being read",
-            path=step,
-            hint="nothing was published; a newer save is converted next",
-        )
-
-
-def _manifest(
-    step: int, source: Source, settled: dict[str, Any], plan: Plan, outcome: Outcome, compared: dict[str, Any], entries: dict[str, manifest.FileEntry],
-    tools: dict[str, str], options: Options,
-) -> manifest.Manifest:  # fmt: skip
-    def passed(name: str, tolerance: str | None = None) -> manifest.Check:
-        return manifest.Check(name, "passed", tolerance)
-
-    def not_run(name: str, reason: str) -> manifest.Check:
-        return manifest.Check(name, "not run", reason=reason)
-
-    checks = [
-        passed("complete"),
-        passed("names"),
-        passed("plan"),
-        passed("vocabulary"),
-        passed("tokenizer"),
-        passed("finite"),
-        passed("cast_range"),
-    ]
-    checks.append(
-        not_run("checksums", f"the writer stored none for {len(outcome.unchecked)} tensors")
-        if outcome.unchecked
-        else passed("checksums")
-    )
-    if plan.tied:
-        checks.append(passed("tied_weights"))
-    else:
-        tied = settled["config"].get("tie_word_embeddings")
-        checks.append(not_run("tied_weights", "only one of them is stored" if tied else "the model does not tie them"))
-    if plan.zero:
-        drift = manifest.Check("balancing_bias", "accepted", reason="not zero: allowed by allow_routing_drift")
-        checks.append(drift if outcome.largest_bias else passed("balancing_bias"))
-    if compared:
-        checks.append(passed("forward", f"logits within {compared['tolerance']:g}"))
-    else:
-        checks.append(not_run("forward", "switched off by forward_check"))
-    if settled["borrowed"]:
-        checks.append(not_run("independence", "; ".join(settled["borrowed"])))
-    checks += [passed("read_back"), passed("source_unchanged")]
-    accepted: dict[str, Any] = {}
-    if source.copied:
-        accepted["copy"] = True
-    if settled["reshaped"]:
-        accepted["architecture"] = settled["reshaped"]
-    if outcome.largest_bias:
-        accepted["routing_drift"] = True
-    return manifest.Manifest(
-        step=step, save_id=source.metadata.save_id, dtype=source.dtype, max_shard_size=options.max_shard_size, tensors=len(plan.exports),
-        parameters=sum(e.elements for e in plan.exports), tools=tools, run_config_sha256=source.run.sha256, files=dict(sorted(entries.items())),
-        checks=tuple(checks), accepted=accepted, run_config_conflict_sha256=source.run.conflict.other_sha256 if source.run.conflict else None,
-    )  # fmt: skip

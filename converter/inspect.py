@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import assets, errors, layout, manifest, publish, storage
-from converter.convert import Options, look, output_folder
+from converter.source import Options, look, output_folder
 
 
 def preview(step: Path, options: Options) -> tuple[bool, str]:

@@ -62,7 +62,7 @@ class Prover:
         """Settles the architecture and makes the plan; answers plan, config.json, generation config."""
         import torch
 
-        from converter import names, plan, qwen3
+        from converter import names, plan, qwen3, qwen3_record
 
         self.step = Path(step)
         self.run = RunConfig.from_json(run)
@@ -82,7 +82,7 @@ class Prover:
         where = Path(base_path)
         base_config = qwen3.hf_config(base, moe=moe, where=where)
         ours = qwen3.architecture_of_base(base_config)
-        self.config, borrowed = qwen3.recorded_config(self.run, shapes, ours)
+        self.config, borrowed = qwen3_record.recorded_config(self.run, shapes, ours)
         wanted = qwen3.architecture_of(self.config)
         differs = [f"{key}: base {ours.get(key)}, run {wanted[key]}" for key in wanted if ours.get(key) != wanted[key]]
         if differs and architecture != "run":

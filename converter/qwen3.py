@@ -5,7 +5,6 @@ The architecture is a dict in HF's words, the common ground of run record, tenso
 """
 
 import copy
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from transformers import (
 )
 
 from converter import errors
-from converter.run_config import RunConfig
 
 EMBEDDING, HEAD = "tok_embeddings.weight", "lm_head.weight"
 BIAS = ".moe.expert_bias_E"
@@ -33,10 +31,6 @@ BIAS = ".moe.expert_bias_E"
 FIXED: dict[str, Any] = {"attention_bias": False, "hidden_act": "silu", "rope_type": "default"}
 """What TorchTitan's Qwen3 is whatever its dimensions, and HF's could be otherwise."""
 _FIXED_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": []}
-_NOT_ARCHITECTURE = frozenset(
-    {"param_init", "sharding_config", "inner_attention", "qkv_linear", "token_dispatcher", "max_seq_len"}
-)
-"""Parts of a recorded model config that do not change the function (or, qkv_linear, are derived from the rest)."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -105,160 +99,6 @@ def architecture_of_base(config: PretrainedConfig) -> dict[str, Any]:
         "rope_theta": float(rope.get("rope_theta", 10_000.0)),
         "rope_type": rope.get("rope_type", "default"),
     }
-
-
-def recorded_config(run: RunConfig, shapes: Shapes, base: dict[str, Any]) -> tuple[Any, list[str]]:
-    """TorchTitan's model config as the run recorded it, and what in it could not be told without the base assets.
-
-    Raises ArchitectureMismatch where record and tensors differ, UnsupportedModel for a record that is not understood.
-    """
-    moe = is_moe(shapes)
-    registered = run.flavor in titan.qwen3_configs
-    template = run.flavor if registered else "debugmodel_moe" if moe else "debugmodel"
-    config = copy.deepcopy(titan.model_registry(template).model)
-    told = architecture_of_shapes(shapes)
-    borrowed: list[str] = []
-    if registered and (config.layers[0].moe is not None) != moe:
-        raise errors.ArchitectureMismatch(
-            f"the run's flavor {run.flavor!r} and the tensors are not both dense or both MoE",
-            path=run.path,
-            hint="is this the run config of this checkpoint?",
-        )
-    if run.model is not None:
-        _overlay(config, run.model, "model_spec.model", run.path)
-        _match(architecture_of(config), told, run)
-    else:
-        stated = dict(run.dimensions)
-        _match(stated, told, run)
-        if registered:
-            ours = architecture_of(config)
-            borrowed += [
-                f"{key}: the tensors' {told[key]}, not the flavor's {ours[key]}"
-                for key in told
-                if ours[key] != told[key] and key not in stated
-            ]
-        else:
-            unknown = [
-                key
-                for key in (
-                    "rope_theta",
-                    "rms_norm_eps",
-                    "tie_word_embeddings",
-                    "num_experts_per_tok",
-                    "norm_topk_prob",
-                )
-                if key not in stated and key in base
-            ]
-            borrowed += [
-                f"{key}: the base assets' (flavor {run.flavor!r} is not in TorchTitan's registry)" for key in unknown
-            ]
-            stated |= {key: base[key] for key in unknown}
-        _set(config, told | stated)
-    if run.overrides:
-        borrowed.append(f"override.imports {', '.join(run.overrides)}: what they change is not recorded")
-    rows = shapes[EMBEDDING][0]
-    if run.model is not None and config.vocab_size != rows:
-        raise errors.VocabularyMismatch(
-            f"the run recorded {config.vocab_size:,} tokens, the embedding has {rows:,} rows",
-            path=run.path,
-            hint="is this the run config of this checkpoint?",
-        )
-    _set_vocabulary(config, rows)
-    return config, borrowed
-
-
-def _match(recorded: Mapping[str, Any], told: Mapping[str, Any], run: RunConfig) -> None:
-    differs = [
-        f"{key}: recorded {recorded[key]}, tensors {told[key]}"
-        for key in told
-        if key in recorded and recorded[key] != told[key]
-    ]
-    if differs:
-        raise errors.ArchitectureMismatch(
-            f"run record and tensors differ ({'; '.join(differs)})",
-            path=run.path,
-            hint="is this the run config of this checkpoint?",
-        )
-
-
-def _overlay(config: Any, recorded: dict[str, Any], where: str, path: Path) -> None:
-    """Every recorded scalar over the registry's config, path by path; a path that is not there is refused."""
-    for key, value in recorded.items():
-        if key in _NOT_ARCHITECTURE:
-            continue
-        if not any(field.name == key for field in dataclasses.fields(config)):
-            if value is None:
-                continue
-            raise errors.UnsupportedModel(
-                f"the run recorded {where}.{key}, which TorchTitan's Qwen3 does not have",
-                path=path,
-                hint="LoRA, quantization and custom models are not converted",
-            )
-        ours = getattr(config, key)
-        if isinstance(value, list) and isinstance(ours, list):
-            if not value or not all(isinstance(item, dict) for item in value):
-                raise errors.UnsupportedModel(
-                    f"the run recorded no layers at {where}.{key}", path=path, hint="is this file whole?"
-                )
-            ours[:] = [copy.deepcopy(ours[min(i, len(ours) - 1)]) for i in range(len(value))]
-            for index, item in enumerate(value):
-                _overlay(ours[index], item, f"{where}.{key}.{index}", path)
-        elif isinstance(value, dict) and dataclasses.is_dataclass(ours):
-            _overlay(ours, value, f"{where}.{key}", path)
-        elif isinstance(value, dict | list) or (
-            (value is None) != (ours is None) and (dataclasses.is_dataclass(ours) or ours is None)
-        ):
-            if value == ours:
-                continue
-            raise errors.UnsupportedModel(
-                f"the run recorded {where}.{key}, which its flavor does not have",
-                path=path,
-                hint="LoRA, quantization and custom models are not converted",
-            )
-        else:
-            setattr(config, key, value)
-
-
-def _set(config: Any, wanted: Mapping[str, Any]) -> None:
-    """Gives a registry config other dimensions."""
-    config.layers[:] = [copy.deepcopy(config.layers[0]) for _ in range(wanted["num_hidden_layers"])]
-    dim = wanted["hidden_size"]
-    config.dim = config.norm.normalized_shape = config.tok_embeddings.embedding_dim = config.lm_head.in_features = dim
-    eps = wanted.get("rms_norm_eps", config.norm.eps)
-    config.norm.eps = eps
-    config.enable_weight_tying = wanted.get("tie_word_embeddings", config.enable_weight_tying)
-    for layer in config.layers:
-        attention = layer.attention
-        attention.dim, attention.head_dim = dim, wanted["head_dim"]
-        attention.n_heads, attention.n_kv_heads = wanted["num_attention_heads"], wanted["num_key_value_heads"]
-        attention.wo.in_features, attention.wo.out_features = attention.n_heads * attention.head_dim, dim
-        attention.rope.dim = attention.qk_norm.normalized_shape = attention.head_dim
-        attention.rope.theta = float(wanted.get("rope_theta", attention.rope.theta))
-        layer.attention_norm.normalized_shape = layer.ffn_norm.normalized_shape = dim
-        attention.qk_norm.eps = layer.attention_norm.eps = layer.ffn_norm.eps = eps
-        if layer.moe is None:
-            width = wanted["intermediate_size"]
-            for linear, into, out in (
-                (layer.feed_forward.w1, dim, width),
-                (layer.feed_forward.w2, width, dim),
-                (layer.feed_forward.w3, dim, width),
-            ):
-                linear.in_features, linear.out_features = into, out
-            continue
-        moe, experts = layer.moe, wanted["num_experts"]
-        top_k = wanted.get("num_experts_per_tok", moe.router.top_k)
-        moe.num_experts = moe.router.num_experts = moe.router.gate.out_features = experts
-        moe.router.gate.in_features, moe.router.top_k, moe.router.route_norm = (
-            dim,
-            top_k,
-            wanted.get("norm_topk_prob", moe.router.route_norm),
-        )
-        inner = moe.routed_experts.inner_experts
-        inner.dim, inner.hidden_dim, inner.num_experts = dim, wanted["moe_intermediate_size"], experts
-
-
-def _set_vocabulary(config: Any, rows: int) -> None:
-    config.vocab_size = config.tok_embeddings.num_embeddings = config.lm_head.out_features = rows
 
 
 def titan_model(config: Any, positions: int) -> torch.nn.Module:

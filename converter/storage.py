@@ -12,9 +12,7 @@ import hashlib
 import json
 import os
 import pickle
-import re
 import resource
-import stat
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -23,16 +21,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from converter import errors, layout
-from converter.unpickle import DISTCP_NAME, parse
+from converter import errors, hf_step, layout
+from converter.listing import METADATA, Listing, completeness, kind_of, list_step
+from converter.metadata import DISTCP_NAME, parse
 
-METADATA = ".metadata"
 NOT_MODEL = frozenset({"optimizer", "lr_scheduler", "dataloader", "train_state"})
 """First parts of FQNs that TorchTitan's checkpointer keeps beside the model (0.2.0 to 0.3.0)."""
-COPY_TOLERANCE = 5_000_000_000
-"""ns by which a DCP shard may be newer than `.metadata` and still settle (clock of the file system)."""
-SETTLE_SECONDS = 10.0
-"""How long the listing must stay the same where shards are newer than `.metadata`."""
 _TOO_MUCH = "reading storage metadata took more memory or time than its size allows"
 _RAISE = "raise metadata_memory_limit or metadata_deadline if this checkpoint is trusted"
 ITEM_BYTES = {
@@ -48,65 +42,6 @@ ITEM_BYTES = {
     "bool": 1,
 }
 """Bytes an element of each dtype that TorchTitan stores."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What a listing shows of one entry of a step directory."""
-
-    name: str
-    size: int
-    mtime_ns: int
-    is_dir: bool = False
-
-
-@dataclass(frozen=True)
-class Listing:
-    """One look at a step directory; never compared with the clock of this host, only with another look."""
-
-    path: Path
-    files: tuple[FileFacts, ...]
-    links: tuple[str, ...] = ()
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of names, sizes and mtimes: the same as long as nobody writes into the directory."""
-        said = json.dumps([[f.name, f.size, f.mtime_ns] for f in self.files] + [list(self.links)])
-        return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-    def get(self, name: str) -> FileFacts | None:
-        """The entry called `name`, if it is there."""
-        return next((f for f in self.files if f.name == name), None)
-
-
-def list_step(path: Path) -> Listing:
-    """Names, sizes and mtimes in `path`; `.nfs*` leftovers of deleted files are no part of a step.
-
-    Raises OSError as the file system gives it (FileNotFoundError: purged).
-    """
-    files, links = [], []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.startswith(".nfs"):
-                continue
-            if entry.is_symlink():
-                links.append(entry.name)
-                continue
-            facts = entry.stat(follow_symlinks=False)
-            files.append(FileFacts(entry.name, facts.st_size, facts.st_mtime_ns, stat.S_ISDIR(facts.st_mode)))
-    return Listing(path, tuple(sorted(files, key=lambda f: f.name)), tuple(sorted(links)))
-
-
-def kind_of(listing: Listing) -> str:
-    """ "dcp", "hf" (`last_save_in_hf`), "torch_checkpointing" or "unknown" (nothing there tells yet)."""
-    names = {f.name for f in listing.files}
-    if METADATA in names or any(name.endswith(".distcp") for name in names):
-        return "dcp"
-    if "metadata.pkl" in names or any(re.fullmatch(r"model_\d+\.pt", name) for name in names):
-        return "torch_checkpointing"
-    if "sharded" in names or any(".safetensors" in name for name in names):
-        return "hf"
-    return "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,33 +142,6 @@ def from_pickle(payload: bytes, listing: Listing) -> StorageMetadata:
         raise errors.StepDamaged(f"an item of {stray} belongs to no chunk", path=where, hint="save this step again")
     save_id = raw.save_id or hashlib.sha256(payload + listing.fingerprint.encode()).hexdigest()[:32]
     return StorageMetadata(save_id, tensors, others, len(extent), extent)
-
-
-def completeness(listing: Listing, extent: dict[str, int]) -> tuple[str, str]:
-    """("complete" | "incomplete" | "settling" | "suspect", reason) of a DCP step with these needs.
-
-    "settling" becomes complete once the listing has been the same for SETTLE_SECONDS.
-    """
-    metadata = listing.get(METADATA)
-    if metadata is None:
-        return "incomplete", "no .metadata yet"
-    newest = 0
-    for name, size in sorted(extent.items()):
-        found = listing.get(name)
-        if found is None:
-            return "incomplete", f"{name} is missing"
-        if found.size < size:
-            return "incomplete", f"{name} has {found.size:,} of {size:,} bytes"
-        newest = max(newest, found.mtime_ns)
-    late = newest - metadata.mtime_ns
-    if late <= 0:
-        return "complete", ""
-    if late <= COPY_TOLERANCE:
-        return "settling", f"a DCP shard is {late / 1e9:.3f} s newer than .metadata"
-    return "suspect", (
-        f"DCP shards are up to {late / 1e9:,.0f} s newer than .metadata: a copy made without -a, "
-        "or a save over this step that did not finish"
-    )
 
 
 def limits(size: int) -> tuple[int, int]:
@@ -337,9 +245,7 @@ def probe(step: Path) -> dict[str, Any]:
                 "hint": "save with DCP",
             }
         if kind == "hf":
-            from converter.hf_step import state_of
-
-            return answer | state_of(step, frozenset(f.name for f in listing.files))
+            return answer | hf_step.state_of(step, frozenset(f.name for f in listing.files))
         found = listing.get(METADATA)
         if found is None:
             return answer | {

@@ -1,0 +1,64 @@
+"""Owns what the manifest says was verified: each check with its verdict, and those that did not run with the reason.
+
+numpy and the standard library only.
+"""
+
+from typing import Any
+
+from converter import manifest
+from converter.export import Outcome
+from converter.exports import Plan
+from converter.source import Options, Source
+
+
+def make_manifest(
+    step: int, source: Source, settled: dict[str, Any], plan: Plan, outcome: Outcome, compared: dict[str, Any], entries: dict[str, manifest.FileEntry],
+    tools: dict[str, str], options: Options,
+) -> manifest.Manifest:  # fmt: skip
+    def passed(name: str, tolerance: str | None = None) -> manifest.Check:
+        return manifest.Check(name, "passed", tolerance)
+
+    def not_run(name: str, reason: str) -> manifest.Check:
+        return manifest.Check(name, "not run", reason=reason)
+
+    checks = [
+        passed("complete"),
+        passed("names"),
+        passed("plan"),
+        passed("vocabulary"),
+        passed("tokenizer"),
+        passed("finite"),
+        passed("cast_range"),
+    ]
+    checks.append(
+        not_run("checksums", f"the writer stored none for {len(outcome.unchecked)} tensors")
+        if outcome.unchecked
+        else passed("checksums")
+    )
+    if plan.tied:
+        checks.append(passed("tied_weights"))
+    else:
+        tied = settled["config"].get("tie_word_embeddings")
+        checks.append(not_run("tied_weights", "only one of them is stored" if tied else "the model does not tie them"))
+    if plan.zero:
+        drift = manifest.Check("balancing_bias", "accepted", reason="not zero: allowed by allow_routing_drift")
+        checks.append(drift if outcome.largest_bias else passed("balancing_bias"))
+    if compared:
+        checks.append(passed("forward", f"logits within {compared['tolerance']:g}"))
+    else:
+        checks.append(not_run("forward", "switched off by forward_check"))
+    if settled["borrowed"]:
+        checks.append(not_run("independence", "; ".join(settled["borrowed"])))
+    checks += [passed("read_back"), passed("source_unchanged")]
+    accepted: dict[str, Any] = {}
+    if source.copied:
+        accepted["copy"] = True
+    if settled["reshaped"]:
+        accepted["architecture"] = settled["reshaped"]
+    if outcome.largest_bias:
+        accepted["routing_drift"] = True
+    return manifest.Manifest(
+        step=step, save_id=source.metadata.save_id, dtype=source.dtype, max_shard_size=options.max_shard_size, tensors=len(plan.exports),
+        parameters=sum(e.elements for e in plan.exports), tools=tools, run_config_sha256=source.run.sha256, files=dict(sorted(entries.items())),
+        checks=tuple(checks), accepted=accepted, run_config_conflict_sha256=source.run.conflict.other_sha256 if source.run.conflict else None,
+    )  # fmt: skip

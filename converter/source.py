@@ -1,0 +1,152 @@
+"""Owns whether a step may be converted, how, and to where: the options, and what the step says of itself.
+
+Standard library only.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from converter import assets, errors, layout, manifest, run_config, storage
+from converter.exports import SAFETENSORS, target_dtype
+from converter.listing import METADATA, SETTLE_SECONDS, Listing, completeness, kind_of, list_step
+
+MAX_SHARD_SIZE = 50_000_000_000
+"""transformers 5's default: 50 GB."""
+COPY_WATCH_SECONDS = 60.0
+"""How long a copy's listing must stay the same before it is accepted."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person or the daemon may ask of a conversion; `cli` says what each means."""
+
+    output: Path | None = None
+    dtype: str = "auto"
+    run_config: Path | None = None
+    run_config_names: tuple[str, ...] = ()
+    logs_roots: tuple[Path, ...] = ()
+    search: assets.Search = field(default_factory=assets.Search)
+    architecture: str = "base"
+    allow_routing_drift: bool = False
+    accept_copy: bool = False
+    force: bool = False
+    max_shard_size: int = MAX_SHARD_SIZE
+    threads: int = 0
+    """0: as many as there are cores to run on, at most 4."""
+    forward_check: str = "full"
+    if_exists: str = "overwrite"
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Source:
+    """A step that may be converted: its listing, its storage metadata, what its run says."""
+
+    listing: Listing
+    metadata: storage.StorageMetadata
+    run: run_config.RunConfig
+    dtype: str
+    """Of the export."""
+    digest: str
+    """sha256 of `.metadata`."""
+    copied: bool = False
+
+
+def look(step: Path, options: Options, *, wait: bool = True) -> Source:
+    """Reads what a step says of itself and waits for it to settle. Raises what speaks against converting it."""
+    listing = list_step(step)
+    if listing.links:
+        raise errors.HostileCheckpoint(
+            f"{listing.links[0]!r} in the step is a symbolic link",
+            path=step,
+            hint="links inside steps are not followed: copy the files",
+        )
+    kind = kind_of(listing)
+    if kind == "torch_checkpointing":
+        raise errors.UnsupportedFormat(
+            "saved by torch_checkpointing, which is not read", path=step, hint="save with DCP"
+        )
+    if kind == "hf":
+        raise errors.UnsupportedFormat(
+            "the step is in HF form already (last_save_in_hf)",
+            path=step,
+            hint="add config and tokenizer by hand, or set last_save_in_hf = false",
+        )
+    listing, metadata = storage.read(step)
+    digest = _digest(step)
+    state, reason = completeness(listing, metadata.extent)
+    if state == "incomplete":
+        raise errors.StepIncomplete(
+            f"the step is not complete: {reason}",
+            path=step,
+            hint="wait for the save to end; a save that died never does",
+        )
+    if state == "suspect" and not options.accept_copy:
+        raise errors.StepSuspect(
+            f"the step is suspect: {reason}",
+            path=step,
+            hint="if it is a whole copy, say --accept-copy (dcp2hfd: retry --accept-copy)",
+        )
+    if state != "complete" and wait:
+        options.sleep(SETTLE_SECONDS if state == "settling" else COPY_WATCH_SECONDS)
+        if list_step(step).fingerprint != listing.fingerprint:
+            raise errors.StepIncomplete("the step is being written", path=step, hint="wait for the save to end")
+    if not metadata.tensors:
+        raise errors.NoModelInStep(
+            "the checkpoint holds no model tensors (optimizer or dataloader only)",
+            path=step,
+            hint="nothing to convert; fault-tolerant runs save such steps",
+        )
+    run = run_config.find(step, names=options.run_config_names, logs_roots=options.logs_roots, file=options.run_config)
+    dtype = run.dtype if options.dtype == "auto" else options.dtype
+    return Source(listing, metadata, run, dtype, digest, state == "suspect")
+
+
+def output_folder(
+    step: Path, run: run_config.RunConfig, metadata: storage.StorageMetadata, dtype: str, options: Options
+) -> Path:
+    """Where `step-N-hf` is made: beside the step, unless siblings would hurt training (TorchTitan up to 0.3.0).
+
+    With `keep_latest_k` 2, a sibling leaves not one complete checkpoint during a save; an export with an index would
+    be taken for a checkpoint to resume from.
+    """
+    if options.output is not None:
+        return options.output
+    size = sum(
+        t.elements * SAFETENSORS[target_dtype(t.dtype, dtype)][1]
+        for t in metadata.tensors.values()
+        if t.dtype in SAFETENSORS
+    )
+    hurts = run.keep_latest_k == 2 or size > options.max_shard_size
+    return step.parent / layout.SUBDIRECTORY if hurts else step.parent
+
+
+def reason_to_skip(published: Path, source: Source, options: Options) -> str | None:
+    if options.if_exists != "skip" or not published.exists():
+        return None
+    if manifest.is_up_to_date(
+        published, save_id=source.metadata.save_id, dtype=source.dtype, max_shard_size=options.max_shard_size
+    ):
+        return "up to date"
+    theirs = manifest.read(published) is None or manifest.foreign_files(published)
+    return "foreign" if theirs and not options.force else None
+
+
+def _digest(step: Path) -> str:
+    return hashlib.sha256((step / METADATA).read_bytes()).hexdigest()
+
+
+def check_unchanged(step: Path, source: Source) -> None:
+    """Raises StepVanished unless what was read is the save that is still there."""
+    same = (
+        step.exists() and list_step(step).fingerprint == source.listing.fingerprint and _digest(step) == source.digest
+    )
+    if not same:
+        raise errors.StepVanished(
+            "the step was purged or saved again while it was being read",
+            path=step,
+            hint="nothing was published; a newer save is converted next",
+        )
