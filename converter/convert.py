@@ -6,38 +6,32 @@ This process moves bytes and has no torch; the `Prover` beside it does. Read `co
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from converter import assets, errors, layout, manifest, publish, storage
+from converter import assets, errors, layout, manifest, names, publish, standin
+from converter.asking import Asking
+from converter.clock import Clock
 from converter.evidence import make_manifest
 from converter.export import Exporter, Outcome, read_back
-from converter.exports import HFShard, Plan, lay_out, target_dtype
+from converter.exports import INDEX, HFShard, Plan, lay_out, target_dtype
+from converter.files import write_durably
 from converter.lock import Lock, Owner
 from converter.prover import Prover
-from converter.source import Options, check_unchanged, look, output_folder, reason_to_skip
+from converter.source import (
+    Options,
+    Source,
+    check_unchanged,
+    export_bytes,
+    look,
+    model_bytes,
+    output_folder,
+    reason_to_skip,
+)
 
 Report = Callable[[str, dict[str, Any]], None]
 """Event name and fields; `cli` shows them."""
-
-
-@dataclass
-class Clock:
-    """Seconds by phase."""
-
-    phases: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phases[name] = round(self.phases.get(name, 0.0) + time.monotonic() - begun, 3)
 
 
 def convert_step(step: Path, options: Options, report: Report, prover: Callable[..., Prover] = Prover) -> None:
@@ -59,87 +53,71 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
     assert number is not None
     with phase("look"):
         source = look(step, options)
-        run, metadata = source.run, source.metadata
-        folder = output_folder(step, run, metadata, source.dtype, options)
+        metadata = source.metadata
+        folder = output_folder(step, source.run, metadata, source.dtype, options)
         published = folder / layout.published_name(number)
+    about = {"step": number, "path": str(step), "output": str(published), "save_id": metadata.save_id}
+
+    def skipped() -> bool:
         if reason := reason_to_skip(published, source, options):
-            report(
-                "conversion_skipped", {"step": number, "path": str(step), "output": str(published), "reason": reason}
-            )
-            return
-        folder.mkdir(exist_ok=True)
+            report("conversion_skipped", about | {"reason": reason})
+        return reason is not None
+
+    def progress(name: str, done: int, total: int) -> None:
+        report("conversion_progress", {"phase": name, "bytes_done": done, "bytes_total": total})
 
     def waiting(owner: Owner | None) -> None:
-        report(
-            "waiting_for_lock",
-            {
-                "path": str(folder / layout.lock_name(number)),
-                "owner": owner and owner.host.partition("/")[0],
-                "pid": owner and owner.pid,
-            },
-        )
+        who = {"owner": owner.host.partition("/")[0], "pid": owner.pid} if owner else {}
+        report("waiting_for_lock", {"path": str(folder / layout.lock_name(number)), **who})
 
+    if skipped():
+        return
+    folder.mkdir(exist_ok=True)
     with (
         Lock(folder, number, on_wait=waiting, sleep=options.sleep) as lock,
-        start_prover(lambda done, of: progress("compare", done, of)) as prover,
+        start_prover(lambda done, of: progress("forward", done, of)) as prover,
     ):
         publish.clear(folder, number)
-        if reason := reason_to_skip(published, source, options):
-            report(
-                "conversion_skipped", {"step": number, "path": str(step), "output": str(published), "reason": reason}
-            )
+        if skipped():
             return
         publish.check_replaceable(published, force=options.force)
         with phase("look"):
-            found = assets.read(step, run, options.search)
-        model_bytes = sum(chunk.length for items in metadata.tensors.values() for chunk in items.chunks)
-        report(
-            "conversion_started",
-            {
-                "step": number,
-                "path": str(step),
-                "output": str(published),
-                "save_id": metadata.save_id,
-                "bytes_total": model_bytes,
-            },
-        )
-
-        def progress(name: str, done: int, total: int) -> None:
-            report("conversion_progress", {"phase": name, "bytes_done": done, "bytes_total": total})
-
-        with phase("plan"):
-            settled = prover.ask(
-                "start", step=str(step), metadata=storage.to_json(metadata), run=run.to_json(), base=found.base,
-                base_path=str(found.base_path), dtype=source.dtype, architecture=options.architecture,
-            )  # fmt: skip
-            plan = Plan.from_json(settled["plan"])
-            dtypes = {e.name: target_dtype(metadata.tensors[e.source].dtype, source.dtype) for e in plan.exports}
-            files, index = lay_out(plan.exports, dtypes, options.max_shard_size)
-            _check_space(folder, sum(shard.size for shard in files))
+            found = assets.read(step, source.run, options.search)
+            sources = names.installed_names(metadata.tensors, step)
+        wanted = export_bytes(metadata, source.dtype)
+        _check_space(folder, wanted)
+        report("conversion_started", about | {"bytes_total": model_bytes(metadata)})
         staging = publish.make_staging(folder, number, lock.owner.token)
         try:
-            with phase("assets"):
-                assets.write(staging, found, settled["config"], settled["generation_config"])
-                if index is not None:
-                    (staging / "model.safetensors.index.json").write_bytes(index)
-                tokenizer = prover.ask("tokenizer", directory=str(staging))
-                assets.check_vocabulary(
-                    run, settled["rows"], tokenizer["length"], tokenizer["highest"], found.tokenizer_path
+            with Asking(prover, step, staging, source, found, options, phase) as asking:
+                # Bytes move while the other process still imports. Several HF shards need HF's order of tensors.
+                tied = bool(found.base.get("tie_word_embeddings"))
+                shapes = {name: metadata.tensors[fqn].shape for name, fqn in sources.items()}
+                early = (
+                    standin.provisional_plan(sources, shapes, tied=tied) if wanted <= options.max_shard_size else None
                 )
-            with phase("export"):
-                moved = _Progress("export", model_bytes, progress)
-                threads = options.threads or min(4, len(os.sched_getaffinity(0)))
-                outcome = Exporter(step, staging, plan, files, metadata.tensors, source.dtype, threads, moved).run()
-            _check_bias(step, outcome, options)
-            compared, entries = _prove(prover, phase, staging, files, outcome, tokenizer, options, progress)
+                with phase("export"):
+                    files, outcome = _export(early, source, staging, options, progress, asking) if early else ([], None)
+                with phase("wait_for_plan"):
+                    settled = asking.settled()
+                    plan = Plan.from_json(settled["plan"])
+                if outcome is None or early is None or not standin.same(early, plan):
+                    for shard in files:
+                        (staging / shard.name).unlink()
+                    with phase("export"):
+                        files, outcome = _export(plan, source, staging, options, progress, asking)
+                tokenizer = asking.tokenizer()
+                _check_bias(step, outcome, options)
+                comparing = asking.compare(files)
+                with phase("read_back"):
+                    entries = _read_all(staging, files, outcome, progress)
+                compared = comparing()
             warnings = assets.disagreements(settled["config"], found, tokenizer["special"])
             if settled["borrowed"]:
                 warnings.append(f"not checked independently of the base assets: {'; '.join(settled['borrowed'])}")
-            if run.conflict:
-                report(
-                    "run_config_conflict",
-                    {"used": str(run.path), "other": str(run.conflict.other), "differs": list(run.conflict.differs)},
-                )
+            if conflict := source.run.conflict:
+                where = {"used": str(source.run.path), "other": str(conflict.other), "differs": list(conflict.differs)}
+                report("run_config_conflict", about | where)
             with phase("publish"):
                 made = make_manifest(number, source, settled, plan, outcome, compared, entries, prover.tools, options)
                 manifest.write(staging, made)
@@ -151,14 +129,29 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
             publish.remove_tree(staging)
             raise
     for text in warnings:
-        report("warning", {"message": text, "path": str(step)})
-    report("conversion_succeeded", {
-        "step": number, "path": str(step), "output": str(published), "save_id": metadata.save_id, "dtype": source.dtype,
-        "duration_seconds": round(time.monotonic() - begun, 3), "phases": phase.phases,
-        "bytes_read": outcome.bytes_read + compared.get("bytes_read", 0), "bytes_written": sum(entry.size for entry in made.files.values()),
-        "tensors": made.tensors, "parameters": made.parameters, "checks": [vars(check) for check in made.checks], "warnings": warnings,
-        "figures": compared.get("figures", {}) | {"cast_to_zero": sum(c.to_zero for c in outcome.counts.values()), "largest_bias": outcome.largest_bias},
+        report("warning", about | {"message": text})
+    figures = {"cast_to_zero": sum(c.to_zero for c in outcome.counts.values()), "largest_bias": outcome.largest_bias}
+    report("conversion_succeeded", about | {
+        "dtype": source.dtype, "duration_seconds": round(time.monotonic() - begun, 3), "phases": phase.phases,
+        "bytes_read": outcome.bytes_read + compared.get("bytes_read", 0),
+        "bytes_written": sum(entry.size for entry in made.files.values()), "tensors": made.tensors,
+        "parameters": made.parameters, "checks": [vars(check) for check in made.checks], "warnings": warnings,
+        "figures": compared.get("figures", {}) | figures,
     })  # fmt: skip
+
+
+def _export(
+    plan: Plan, source: Source, staging: Path, options: Options, progress: Callable[[str, int, int], None], asking: Asking
+) -> tuple[list[HFShard], Outcome]:  # fmt: skip
+    """Lays out and writes the HF shards; ends early where what is asked meanwhile has failed."""
+    tensors = source.metadata.tensors
+    dtypes = {export.name: target_dtype(tensors[export.source].dtype, source.dtype) for export in plan.exports}
+    files, index = lay_out(plan.exports, dtypes, options.max_shard_size)
+    if index is not None:
+        write_durably(staging / INDEX, index)
+    moved = _Progress("export", model_bytes(source.metadata), progress, asking.check)
+    threads = options.threads or min(4, len(os.sched_getaffinity(0)))
+    return files, Exporter(source.listing.path, staging, plan, files, tensors, source.dtype, threads, moved).run()
 
 
 def _check_space(folder: Path, wanted: int) -> None:
@@ -173,13 +166,16 @@ def _check_space(folder: Path, wanted: int) -> None:
 class _Progress:
     """Adds up bytes from several threads and reports them a few times a second."""
 
-    def __init__(self, name: str, total: int, report: Callable[[str, int, int], None]):
-        self._name, self._total, self._report = name, total, report
+    def __init__(
+        self, name: str, total: int, report: Callable[[str, int, int], None], check: Callable[[], None] = lambda: None
+    ):
+        self._name, self._total, self._report, self._check = name, total, report, check
         self._done = 0
         self._told = 0.0
 
     def __call__(self, moved: int) -> None:
         self._done += moved
+        self._check()
         now = time.monotonic()
         if now - self._told > 0.25:
             self._told = now
@@ -194,32 +190,18 @@ def _check_bias(step: Path, outcome: Outcome, options: Options) -> None:
         )  # fmt: skip
 
 
-def _prove(
-    prover: Prover, phase: Clock, staging: Path, files: list[HFShard], outcome: Outcome, tokenizer: dict[str, Any], options: Options,
-    progress: Callable[[str, int, int], None],
-) -> tuple[dict[str, Any], dict[str, manifest.FileEntry]]:  # fmt: skip
-    """The forward check in the other process, and meanwhile every file read back and hashed here."""
-
-    def read_all() -> dict[str, manifest.FileEntry]:
-        with phase("read_back"):
-            moved = _Progress("read_back", sum(shard.size for shard in files), progress)
-            entries = {
-                shard.name: manifest.FileEntry(*read_back(staging / shard.name, outcome.written[shard.name], moved))
-                for shard in files
-            }
-            for path in sorted(staging.rglob("*")):
-                name = str(path.relative_to(staging))
-                if path.is_file() and name not in entries:
-                    payload = path.read_bytes()
-                    entries[name] = manifest.FileEntry(len(payload), hashlib.sha256(payload).hexdigest())
-            return entries
-
-    with ThreadPoolExecutor(1, "read-back") as pool:
-        reading = pool.submit(read_all)
-        compared: dict[str, Any] = {}
-        if options.forward_check == "full":
-            with phase("compare"):
-                token_ids = assets.check_tokens(tokenizer["length"], tokenizer["added"], 32)
-                sent = [{"name": f.name, "positions": f.positions, "size": f.size} for f in files]
-                compared = prover.ask("compare", staging=str(staging), files=sent, token_ids=token_ids)
-        return compared, reading.result()
+def _read_all(
+    staging: Path, files: list[HFShard], outcome: Outcome, progress: Callable[[str, int, int], None]
+) -> dict[str, manifest.FileEntry]:
+    """Every file of the staging directory, read back and hashed."""
+    moved = _Progress("read_back", sum(shard.size for shard in files), progress)
+    entries = {
+        shard.name: manifest.FileEntry(*read_back(staging / shard.name, outcome.written[shard.name], moved))
+        for shard in files
+    }
+    for path in sorted(staging.rglob("*")):
+        name = str(path.relative_to(staging))
+        if path.is_file() and name not in entries:
+            payload = path.read_bytes()
+            entries[name] = manifest.FileEntry(len(payload), hashlib.sha256(payload).hexdigest())
+    return entries

@@ -24,11 +24,14 @@ from converter.streamed import DCPSource, HFExperts, HFSource, Source, TitanExpe
 
 POSITIONS = 32
 """Tokens of the check: rope's slowest angle that matters at theta 1e6 has turned by then."""
-DENSE_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 """Largest difference of logits. fp32 on both sides, products of the same blocks: 0.0 was seen on 28 layers; swapping
 q_norm and k_norm in one layer moves them by 0.008."""
 TIE_MARGIN = 1e-6
 """Router probabilities of the k-th and the next expert nearer than this may be ordered either way by rounding."""
+
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -43,59 +46,68 @@ class Fidelity:
     """Positions whose routing is a near-tie in some layer: compared by no tolerance, counted."""
 
 
-def compare(
-    *, config: Any, hf_config: Any, tensors: Mapping[str, TensorItems], shards: Shards, files: list[HFShard], staging: Path,
-    hf_tensors: Mapping[str, tuple[str, tuple[int, ...]]], token_ids: list[int], dtype: str, progress: Callable[[int, int], None],
-) -> Fidelity:  # fmt: skip
-    """Runs both models. `tensors`: installed name -> items; `hf_tensors`: HF name -> (dtype, shape) in the file.
+@dataclass
+class Pass:
+    """One side's forward pass: logits (positions x vocabulary), each layer's output, and which positions are sure."""
 
-    Raises ForwardMismatch with the first layer that diverges.
-    """
-    ids = torch.tensor([token_ids])
-    positions = torch.arange(len(token_ids))[None]
-    total = 2 * (len(config.layers) + 1)
-    done = 0
+    logits: Tensor
+    layers: list[Tensor]
+    sure: Tensor | None = None
 
-    def layer_done(*_: object) -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
 
-    titan = qwen3.titan_model(config, len(token_ids))
-    trace: dict[str, list[Tensor]] = {"titan": [], "hf": []}
+def titan_forward(
+    config: Any,
+    tensors: Mapping[str, TensorItems],
+    shards: Shards,
+    token_ids: list[int],
+    dtype: str,
+    progress: Progress,
+) -> Pass:
+    """TorchTitan's model over the checkpoint's tensors (installed name -> items), cast to `dtype` as the export is."""
+    model = qwen3.titan_model(config, len(token_ids))
     margins: list[Tensor] = []
-    with torch.inference_mode(), _HFFiles(staging, files) as fds:
-        _fill_titan(titan, {name: DCPSource(shards, items, dtype) for name, items in tensors.items()}, config)
-        for layer in titan.layers.values():
-            layer.register_forward_hook(lambda _m, _i, out: trace["titan"].append(out[0]))
-            layer.register_forward_hook(layer_done)
+    layers: list[Tensor] = []
+    with torch.inference_mode():
+        _fill_titan(model, {name: DCPSource(shards, items, dtype) for name, items in tensors.items()}, config)
+        for layer in model.layers.values():
+            layer.register_forward_hook(_keep(layers, len(model.layers), progress))
             if layer.moe_enabled:
                 layer.moe.router.register_forward_hook(
-                    lambda module, _i, out: margins.append(_margin(out[2], module.top_k))
+                    lambda module, _, out: margins.append(_margin(out[2], module.top_k)[0])
                 )
-        x = titan(ids, positions=positions)[0]
-        layer_done()
-        del titan
-        hf = qwen3.hf_model(hf_config)
-        sources = {}
-        for shard in files:
-            for name, position in shard.positions.items():
-                file_dtype, shape = hf_tensors[name]
-                sources[name] = HFSource(fds[shard.name], position, shape, file_dtype)
-        _fill_hf(hf, sources, hf_config)
-        for layer in hf.model.layers:
-            layer.register_forward_hook(
-                lambda _m, _i, out: trace["hf"].append((out[0] if isinstance(out, tuple) else out)[0])
-            )
-            layer.register_forward_hook(layer_done)
-        y = hf(input_ids=ids, use_cache=False).logits[0]
-        layer_done()
+        logits = model(torch.tensor([token_ids]), positions=torch.arange(len(token_ids))[None])[0]
         sure = torch.ones(len(token_ids), dtype=torch.bool)
         for margin in margins:
-            sure &= margin[0] > TIE_MARGIN
+            sure &= margin > TIE_MARGIN
         # Attention carries an unsure token's difference on to all later ones.
-        sure = sure.cumprod(0).bool()
-        return _judge(x, y, trace, sure, staging)
+        return Pass(logits, layers, sure.cumprod(0).bool())
+
+
+def hf_forward(
+    config: Any, staging: Path, files: list[HFShard], tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    token_ids: list[int], progress: Progress,
+) -> Pass:  # fmt: skip
+    """HF's model over the files just written. `tensors`: HF name -> (dtype, shape) in the file."""
+    model = qwen3.hf_model(config)
+    layers: list[Tensor] = []
+    with torch.inference_mode(), _HFFiles(staging, files) as fds:
+        sources = {
+            name: HFSource(fds[shard.name], position, tensors[name][1], tensors[name][0])
+            for shard in files
+            for name, position in shard.positions.items()
+        }
+        _fill_hf(model, sources, config)
+        for layer in model.model.layers:
+            layer.register_forward_hook(_keep(layers, len(model.model.layers), progress))
+        return Pass(model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0], layers)
+
+
+def _keep(layers: list[Tensor], total: int, progress: Progress) -> Callable[..., None]:
+    def hook(_module: object, _args: object, out: Any) -> None:
+        layers.append((out[0] if isinstance(out, tuple) else out)[0])
+        progress(len(layers), total)
+
+    return hook
 
 
 def _margin(scores: Tensor, top_k: int) -> Tensor:
@@ -104,23 +116,25 @@ def _margin(scores: Tensor, top_k: int) -> Tensor:
     return best[..., top_k - 1] - best[..., -1] if best.shape[-1] > top_k else torch.ones(scores.shape[:-1])
 
 
-def _judge(x: Tensor, y: Tensor, trace: Mapping[str, list[Tensor]], sure: Tensor, staging: Path) -> Fidelity:
-    difference = (x - y).abs()
-    largest = difference[sure].max().item() if sure.any() else 0.0
+def judge(expected: Pass, got: Pass, staging: Path) -> Fidelity:
+    """Compares the two passes. Raises ForwardMismatch with the first layer that diverges."""
+    x, y, sure = expected.logits, got.logits, expected.sure
+    assert sure is not None
+    largest = (x - y).abs()[sure].max().item() if sure.any() else 0.0
     kl = F.kl_div(y.log_softmax(-1), x.log_softmax(-1), log_target=True, reduction="none").sum(-1)
     found = Fidelity(
         max_abs_difference=largest, kl_divergence=float(kl[sure].mean()) if sure.any() else 0.0,
         top1_agreement=float((x.argmax(-1) == y.argmax(-1)).float().mean()), positions=len(sure), near_ties=int((~sure).sum()),
     )  # fmt: skip
-    if not sure.any() or not largest <= DENSE_TOLERANCE:  # a NaN is no number below the tolerance
+    if not sure.any() or not largest <= TOLERANCE:  # a NaN is no number below the tolerance
         where = "the head"
-        for index, (one, other) in enumerate(zip(trace["titan"], trace["hf"], strict=True)):
+        for index, (one, other) in enumerate(zip(expected.layers, got.layers, strict=True)):
             scale = one.abs().max().clamp(min=1.0)
-            if not ((one - other)[sure].abs().max() / scale <= DENSE_TOLERANCE):
+            if not (one - other)[sure].abs().max() / scale <= TOLERANCE:
                 where = f"layer {index}"
                 break
         raise errors.ForwardMismatch(
-            f"TorchTitan's logits and HF's differ by {largest:.3g} (at most {DENSE_TOLERANCE:g}), first in {where}", path=staging,
+            f"TorchTitan's logits and HF's differ by {largest:.3g} (at most {TOLERANCE:g}), first in {where}", path=staging,
             hint="the directory was not published; see docs for what each figure means", figures=vars(found),
         )  # fmt: skip
     return found

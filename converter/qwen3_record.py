@@ -53,20 +53,10 @@ def recorded_config(run: RunConfig, shapes: Shapes, base: dict[str, Any]) -> tup
                 if ours[key] != told[key] and key not in stated
             ]
         else:
-            unknown = [
-                key
-                for key in (
-                    "rope_theta",
-                    "rms_norm_eps",
-                    "tie_word_embeddings",
-                    "num_experts_per_tok",
-                    "norm_topk_prob",
-                )
-                if key not in stated and key in base
-            ]
-            borrowed += [
-                f"{key}: the base assets' (flavor {run.flavor!r} is not in TorchTitan's registry)" for key in unknown
-            ]
+            untold = ("rope_theta", "rms_norm_eps", "tie_word_embeddings", "num_experts_per_tok", "norm_topk_prob")
+            unknown = [key for key in untold if key not in stated and key in base]
+            if unknown:
+                borrowed.append(f"{', '.join(unknown)} (flavor {run.flavor!r} is not in TorchTitan's registry)")
             stated |= {key: base[key] for key in unknown}
         _set(config, told | stated)
     if run.overrides:

@@ -105,6 +105,17 @@ def look(step: Path, options: Options, *, wait: bool = True) -> Source:
     return Source(listing, metadata, run, dtype, digest, state == "suspect")
 
 
+def model_bytes(metadata: storage.StorageMetadata) -> int:
+    """Bytes of the model's items in the checkpoint."""
+    return sum(chunk.length for items in metadata.tensors.values() for chunk in items.chunks)
+
+
+def export_bytes(metadata: storage.StorageMetadata, dtype: str) -> int:
+    """Bytes that the model's tensors take in the export's dtype; a tied head counts although it is not exported."""
+    sizes = ((t.elements, t.dtype) for t in metadata.tensors.values() if t.dtype in SAFETENSORS)
+    return sum(elements * SAFETENSORS[target_dtype(stored, dtype)][1] for elements, stored in sizes)
+
+
 def output_folder(
     step: Path, run: run_config.RunConfig, metadata: storage.StorageMetadata, dtype: str, options: Options
 ) -> Path:
@@ -115,11 +126,7 @@ def output_folder(
     """
     if options.output is not None:
         return options.output
-    size = sum(
-        t.elements * SAFETENSORS[target_dtype(t.dtype, dtype)][1]
-        for t in metadata.tensors.values()
-        if t.dtype in SAFETENSORS
-    )
+    size = export_bytes(metadata, dtype)
     hurts = run.keep_latest_k == 2 or size > options.max_shard_size
     return step.parent / layout.SUBDIRECTORY if hurts else step.parent
 

@@ -1,0 +1,98 @@
+"""Owns what is asked of the proving process while bytes move: the tokenizer, then both forward passes, in this order.
+
+Standard library only. TorchTitan's pass reads only the checkpoint, so it runs beside the export; HF's runs beside the
+reading back.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from converter import assets, storage
+from converter.clock import Clock
+from converter.exports import HFShard
+from converter.prover import Prover
+from converter.source import Options, Source
+
+POSITIONS = 32
+"""Tokens of the forward check: at theta 1e6 and head_dim 128, half of rope's pairs have turned by more than 0.03 rad
+by then, and at theta 1e4 (the commonest wrong value) by three times as much."""
+
+
+class Asking:
+    """One thread that asks; a context manager that does not wait for answers after a failure."""
+
+    def __init__(
+        self, prover: Prover, step: Path, staging: Path, source: Source, found: assets.Assets, options: Options, phase: Clock
+    ):  # fmt: skip
+        self._prover, self._step, self._staging, self._source, self._found = prover, step, staging, source, found
+        self._options, self._phase = options, phase
+        self._pool = ThreadPoolExecutor(1, "asking")
+
+    def __enter__(self) -> "Asking":
+        self._settled = self._pool.submit(self._settle)
+        self._tokenizer = self._pool.submit(self._load_tokenizer)
+        self._trained = self._pool.submit(self._forward) if self._options.forward_check == "full" else None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _settle(self) -> dict[str, Any]:
+        with self._phase("plan"):
+            settled = self._prover.ask(
+                "start", step=str(self._step), metadata=storage.to_json(self._source.metadata),
+                run=self._source.run.to_json(), base=self._found.base, base_path=str(self._found.base_path),
+                dtype=self._source.dtype, architecture=self._options.architecture,
+            )  # fmt: skip
+        assets.write(self._staging, self._found, settled["config"], settled["generation_config"])
+        return settled
+
+    def _load_tokenizer(self) -> dict[str, Any]:
+        settled = self._settled.result()
+        with self._phase("tokenizer"):
+            said = self._prover.ask("tokenizer", directory=str(self._staging))
+        where = self._found.tokenizer_path
+        assets.check_vocabulary(self._source.run, settled["rows"], said["length"], said["highest"], where)
+        return said
+
+    def _forward(self) -> dict[str, Any]:
+        tokenizer = self._tokenizer.result()
+        with self._phase("forward_titan"):
+            ids = assets.check_tokens(tokenizer["length"], tokenizer["added"], POSITIONS)
+            return self._prover.ask("trained", token_ids=ids)
+
+    def check(self) -> None:
+        """Raises what has failed so far, so that an export that is in vain ends."""
+        for asked in (self._settled, self._tokenizer):
+            if asked.done():
+                asked.result()
+
+    def settled(self) -> dict[str, Any]:
+        """Plan and configs. Raises what speaks against them."""
+        return self._settled.result()
+
+    def tokenizer(self) -> dict[str, Any]:
+        """What the tokenizer says of itself. Raises AssetsInvalid, VocabularyMismatch."""
+        return self._tokenizer.result()
+
+    def compare(self, files: list[HFShard]) -> Callable[[], dict[str, Any]]:
+        """Begins HF's pass over the files written; the result waits for the verdict (empty if switched off).
+
+        The result raises ForwardMismatch.
+        """
+        if self._trained is None:
+            return dict
+        sent = [{"name": f.name, "positions": f.positions, "size": f.size} for f in files]
+
+        def ask() -> dict[str, Any]:
+            with self._phase("forward_hf"):
+                return self._prover.ask("compare", staging=str(self._staging), files=sent)
+
+        comparing = self._pool.submit(ask)
+        trained = self._trained
+        return lambda: trained.result() | comparing.result()
