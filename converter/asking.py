@@ -4,8 +4,9 @@ Standard library only. TorchTitan's pass reads only the checkpoint, so it runs b
 reading back.
 """
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,8 @@ class Asking:
         self._prover, self._step, self._staging, self._source, self._found = prover, step, staging, source, found
         self._options, self._phase = options, phase
         self._pool = ThreadPoolExecutor(1, "asking")
+        self._writing = threading.Lock()
+        self._over = False
 
     def __enter__(self) -> "Asking":
         self._settled = self._pool.submit(self._settle)
@@ -40,6 +43,8 @@ class Asking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._writing:  # whoever removes the staging directory next must be alone in it
+            self._over = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _settle(self) -> dict[str, Any]:
@@ -49,14 +54,17 @@ class Asking:
                 run=self._source.run.to_json(), base=self._found.base, base_path=str(self._found.base_path),
                 dtype=self._source.dtype, architecture=self._options.architecture,
             )  # fmt: skip
-        assets.write(self._staging, self._found, settled["config"], settled["generation_config"])
+        with self._writing:
+            if self._over:
+                raise CancelledError
+            assets.write(self._staging, assets.render(self._found, settled["config"], settled["generation_config"]))
         return settled
 
     def _load_tokenizer(self) -> dict[str, Any]:
         settled = self._settled.result()
         with self._phase("tokenizer"):
-            said = self._prover.ask("tokenizer", directory=str(self._staging))
-        where = self._found.tokenizer_path
+            where = self._found.tokenizer_path
+            said = self._prover.ask("tokenizer", directory=str(self._staging), where=str(where))
         assets.check_vocabulary(self._source.run, settled["rows"], said["length"], said["highest"], where)
         return said
 
@@ -79,6 +87,10 @@ class Asking:
     def tokenizer(self) -> dict[str, Any]:
         """What the tokenizer says of itself. Raises AssetsInvalid, VocabularyMismatch."""
         return self._tokenizer.result()
+
+    def trained(self) -> dict[str, Any]:
+        """What TorchTitan's pass found; empty if the forward check is switched off."""
+        return self._trained.result() if self._trained else {}
 
     def compare(self, files: list[HFShard]) -> Callable[[], dict[str, Any]]:
         """Begins HF's pass over the files written; the result waits for the verdict (empty if switched off).

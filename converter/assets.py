@@ -109,7 +109,7 @@ def _candidates(recorded: str, run_folder: Path, search: Search) -> Iterator[Pat
     if pure.is_absolute():
         yield Path(recorded)
     for old, new in search.path_map:
-        if recorded == old or recorded.startswith(old.rstrip("/") + "/"):
+        if f"{recorded}/".startswith(old.rstrip("/") + "/"):
             yield Path(new + recorded[len(old.rstrip("/")) :])
     relative = pure.relative_to("/") if pure.is_absolute() else pure
     if ".." in relative.parts:
@@ -188,15 +188,17 @@ def _tokenizer(folder: Path, allowed: Sequence[Path] | None) -> dict[str, bytes]
     return found
 
 
-def write(staging: Path, assets: Assets, config: dict[str, Any], generation: dict[str, Any]) -> None:
-    """Puts config, generation config and tokenizer into the staging directory."""
-    write_durably(staging / "config.json", _dump(config))
-    write_durably(
-        staging / "generation_config.json", assets.generation if assets.generation is not None else _dump(generation)
-    )
-    if any("/" in name for name in assets.tokenizer):
+def render(assets: Assets, config: dict[str, Any], generation: dict[str, Any]) -> dict[str, bytes]:
+    """Every file but weights and manifest, by name: config, generation config and tokenizer."""
+    made = _dump(generation) if assets.generation is None else assets.generation
+    return {"config.json": _dump(config), "generation_config.json": made} | assets.tokenizer
+
+
+def write(staging: Path, rendered: dict[str, bytes]) -> None:
+    """Puts these files into the staging directory."""
+    if any("/" in name for name in rendered):
         (staging / TEMPLATES).mkdir()
-    for name, payload in assets.tokenizer.items():
+    for name, payload in rendered.items():
         write_durably(staging / name, payload)
 
 

@@ -10,24 +10,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from converter import assets, errors, layout, manifest, names, publish, standin
+from converter import assets, errors, layout, manifest, publish
 from converter.asking import Asking
 from converter.clock import Clock
 from converter.evidence import make_manifest
-from converter.export import Exporter, Outcome, read_back
-from converter.exports import INDEX, HFShard, Plan, lay_out, target_dtype
-from converter.files import write_durably
+from converter.export import Outcome
 from converter.lock import Lock, Owner
+from converter.move import Moved, Progress, move
 from converter.prover import Prover
+from converter.sinks import read_back
 from converter.source import (
     Options,
-    Source,
     check_unchanged,
     export_bytes,
     look,
     model_bytes,
     output_folder,
     reason_to_skip,
+    source_names,
 )
 
 Report = Callable[[str, dict[str, Any]], None]
@@ -83,34 +83,20 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         publish.check_replaceable(published, force=options.force)
         with phase("look"):
             found = assets.read(step, source.run, options.search)
-            sources = names.installed_names(metadata.tensors, step)
+            sources = source_names(source)
         wanted = export_bytes(metadata, source.dtype)
         _check_space(folder, wanted)
         report("conversion_started", about | {"bytes_total": model_bytes(metadata)})
         staging = publish.make_staging(folder, number, lock.owner.token)
         try:
             with Asking(prover, step, staging, source, found, options, phase) as asking:
-                # Bytes move while the other process still imports. Several HF shards need HF's order of tensors.
-                tied = bool(found.base.get("tie_word_embeddings"))
-                shapes = {name: metadata.tensors[fqn].shape for name, fqn in sources.items()}
-                early = (
-                    standin.provisional_plan(sources, shapes, tied=tied) if wanted <= options.max_shard_size else None
-                )
-                with phase("export"):
-                    files, outcome = _export(early, source, staging, options, progress, asking) if early else ([], None)
-                with phase("wait_for_plan"):
-                    settled = asking.settled()
-                    plan = Plan.from_json(settled["plan"])
-                if outcome is None or early is None or not standin.same(early, plan):
-                    for shard in files:
-                        (staging / shard.name).unlink()
-                    with phase("export"):
-                        files, outcome = _export(plan, source, staging, options, progress, asking)
+                moved = move(source, sources, found.base, staging, options, phase, progress, asking)
+                settled, outcome = asking.settled(), moved.outcome
                 tokenizer = asking.tokenizer()
-                _check_bias(step, outcome, options)
-                comparing = asking.compare(files)
+                _check_bias(step, outcome, options, asking)
+                comparing = asking.compare(moved.files)
                 with phase("read_back"):
-                    entries = _read_all(staging, files, outcome, progress)
+                    entries = _read_all(staging, moved, progress)
                 compared = comparing()
             warnings = assets.disagreements(settled["config"], found, tokenizer["special"])
             if settled["borrowed"]:
@@ -119,7 +105,9 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 where = {"used": str(source.run.path), "other": str(conflict.other), "differs": list(conflict.differs)}
                 report("run_config_conflict", about | where)
             with phase("publish"):
-                made = make_manifest(number, source, settled, plan, outcome, compared, entries, prover.tools, options)
+                made = make_manifest(
+                    number, source, settled, moved.plan, outcome, compared, entries, prover.tools, options
+                )
                 manifest.write(staging, made)
                 publish.make_durable(staging)
                 check_unchanged(step, source)
@@ -140,20 +128,6 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
     })  # fmt: skip
 
 
-def _export(
-    plan: Plan, source: Source, staging: Path, options: Options, progress: Callable[[str, int, int], None], asking: Asking
-) -> tuple[list[HFShard], Outcome]:  # fmt: skip
-    """Lays out and writes the HF shards; ends early where what is asked meanwhile has failed."""
-    tensors = source.metadata.tensors
-    dtypes = {export.name: target_dtype(tensors[export.source].dtype, source.dtype) for export in plan.exports}
-    files, index = lay_out(plan.exports, dtypes, options.max_shard_size)
-    if index is not None:
-        write_durably(staging / INDEX, index)
-    moved = _Progress("export", model_bytes(source.metadata), progress, asking.check)
-    threads = options.threads or min(4, len(os.sched_getaffinity(0)))
-    return files, Exporter(source.listing.path, staging, plan, files, tensors, source.dtype, threads, moved).run()
-
-
 def _check_space(folder: Path, wanted: int) -> None:
     facts = os.statvfs(folder)
     free = facts.f_bavail * facts.f_frsize
@@ -163,41 +137,25 @@ def _check_space(folder: Path, wanted: int) -> None:
         )
 
 
-class _Progress:
-    """Adds up bytes from several threads and reports them a few times a second."""
-
-    def __init__(
-        self, name: str, total: int, report: Callable[[str, int, int], None], check: Callable[[], None] = lambda: None
-    ):
-        self._name, self._total, self._report, self._check = name, total, report, check
-        self._done = 0
-        self._told = 0.0
-
-    def __call__(self, moved: int) -> None:
-        self._done += moved
-        self._check()
-        now = time.monotonic()
-        if now - self._told > 0.25:
-            self._told = now
-            self._report(self._name, min(self._done, self._total), self._total)
+def _check_bias(step: Path, outcome: Outcome, options: Options, asking: Asking) -> None:
+    """Raises RoutingDrift, with how often routing changes on the check's tokens, unless that is allowed."""
+    if not outcome.largest_bias or options.allow_routing_drift:
+        return
+    drift = asking.trained().get("drift")
+    often = f"; routing changes for {drift:.0%} of the check's tokens and layers" if drift is not None else ""
+    raise errors.RoutingDrift(
+        f"the MoE balancing bias is up to {outcome.largest_bias:.4g}, and HF's model has no place for it{often}", path=step,
+        hint="publish all the same with --allow-routing-drift (dcp2hfd: allow_routing_drift = true)",
+        figures={"largest_bias": outcome.largest_bias, "routing_changed": drift},
+    )  # fmt: skip
 
 
-def _check_bias(step: Path, outcome: Outcome, options: Options) -> None:
-    if outcome.largest_bias and not options.allow_routing_drift:
-        raise errors.RoutingDrift(
-            f"the MoE balancing bias is up to {outcome.largest_bias:.4g}: HF's model has no place for it and would route tokens otherwise", path=step,
-            hint="publish all the same with --allow-routing-drift (dcp2hfd: allow_routing_drift = true)", figures={"largest_bias": outcome.largest_bias},
-        )  # fmt: skip
-
-
-def _read_all(
-    staging: Path, files: list[HFShard], outcome: Outcome, progress: Callable[[str, int, int], None]
-) -> dict[str, manifest.FileEntry]:
+def _read_all(staging: Path, moved: Moved, progress: Callable[[str, int, int], None]) -> dict[str, manifest.FileEntry]:
     """Every file of the staging directory, read back and hashed."""
-    moved = _Progress("read_back", sum(shard.size for shard in files), progress)
+    told = Progress("read_back", sum(shard.size for shard in moved.files), progress)
     entries = {
-        shard.name: manifest.FileEntry(*read_back(staging / shard.name, outcome.written[shard.name], moved))
-        for shard in files
+        shard.name: manifest.FileEntry(*read_back(staging / shard.name, moved.written[shard.name], told))
+        for shard in moved.files
     }
     for path in sorted(staging.rglob("*")):
         name = str(path.relative_to(staging))

@@ -1,18 +1,15 @@
 """Owns carrying a plan out: reads each source once, checks, casts and writes each block at its place.
 
-numpy and the standard library only. Memory is threads x block, whatever the model's size. Checksums of what was
-written are kept, so that reading back proves that every byte of a file was written once and is there.
+numpy and the standard library only. Memory is threads x block, whatever the model's size.
 """
 
-import hashlib
-import os
 import threading
-import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -20,7 +17,6 @@ from converter import errors
 from converter.casting import Caster, Counts
 from converter.chunks import Band, Bytes, Shards, bands
 from converter.exports import SAFETENSORS, Export, HFShard, Plan, target_dtype
-from converter.files import fsync_directory
 from converter.storage import TensorItems
 
 BLOCK = 1 << 20
@@ -36,22 +32,30 @@ class Outcome:
     unchecked: list[str] = field(default_factory=list)
     """Sources with a chunk whose writer stored no checksum."""
     tie_checked: bool = False
-    written: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
-    """HF shard -> (position, length, CRC32) of each write."""
     largest_bias: float = 0.0
     bytes_read: int = 0
 
 
+class Sink(Protocol):
+    """Where blocks go: into files (`sinks.Writer`), or against files that are there (`sinks.Comparer`)."""
+
+    def put(self, tensor: str, name: str, position: int, block: Bytes) -> None:
+        """A block of a HF tensor and its place in the HF shard `name`; called by several threads."""
+
+    def finish(self) -> None:
+        """All blocks were put."""
+
+
 class Exporter:
-    """Writes the HF shards of one plan into a staging directory."""
+    """Carries the blocks of one plan from the checkpoint to a sink."""
 
     def __init__(
-        self, step: Path, staging: Path, plan: Plan, files: list[HFShard], tensors: Mapping[str, TensorItems], dtype: str, threads: int,
-        progress: Callable[[int], None],
+        self, step: Path, plan: Plan, files: list[HFShard], tensors: Mapping[str, TensorItems], dtype: str, threads: int,
+        progress: Callable[[int], None], sink: Sink,
     ):  # fmt: skip
-        self.step, self.staging, self.plan, self.files, self.tensors = step, staging, plan, files, tensors
-        self.dtype, self.threads, self.progress = dtype, threads, progress
-        self.outcome = Outcome(written={shard.name: [] for shard in files})
+        self.step, self.plan, self.files, self.tensors = step, plan, files, tensors
+        self.dtype, self.threads, self.progress, self.sink = dtype, threads, progress, sink
+        self.outcome = Outcome()
         self._places = {name: (shard.name, at) for shard in files for name, at in shard.positions.items()}
         self._by_source: dict[str, list[Export]] = {}
         for export in plan.exports:
@@ -59,36 +63,23 @@ class Exporter:
         for exports in self._by_source.values():
             exports.sort(key=lambda export: export.start)
         self._lock = threading.Lock()
-        self._fds: dict[str, int] = {}
         self._stop = threading.Event()
 
     def run(self) -> Outcome:
         """Raises the first failure of any thread; NonFiniteTensor and CastOverflow when all has been read."""
-        try:
-            for shard in self.files:
-                self._fds[shard.name] = os.open(
-                    self.staging / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666
-                )
-                os.ftruncate(self._fds[shard.name], shard.size)
-                self._write(shard.name, 0, np.frombuffer(shard.header, np.uint8))
-            with Shards(self.step) as shards, ThreadPoolExecutor(self.threads, "export") as pool:
-                tasks = sorted(self._tasks(shards), key=lambda task: task[0].first)
-                running = [pool.submit(self._carry, *task) for task in tasks]
-                try:
-                    for task in running:
-                        task.result()
-                except BaseException:
-                    self._stop.set()
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
-                self._check_zero(shards)
-                self.outcome.bytes_read = shards.bytes_read
-            for fd in self._fds.values():
-                os.fsync(fd)
-            fsync_directory(self.staging)
-        finally:
-            for fd in self._fds.values():
-                os.close(fd)
+        with Shards(self.step) as shards, ThreadPoolExecutor(self.threads, "export") as pool:
+            tasks = sorted(self._tasks(shards), key=lambda task: task[0].first)
+            running = [pool.submit(self._carry, *task) for task in tasks]
+            try:
+                for task in running:
+                    task.result()
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+            self._check_zero(shards)
+            self.outcome.bytes_read = shards.bytes_read
+        self.sink.finish()
         self._check_counts()
         return self.outcome
 
@@ -136,22 +127,13 @@ class Exporter:
                     with self._lock:
                         self.outcome.counts.setdefault(export.name, Counts()).add(counts)
                 name, position = self._places[export.name]
-                self._write(name, position + (at - export.start) * size, out)
+                self.sink.put(export.name, name, position + (at - export.start) * size, out)
                 at = upto
             self.progress(raw.size)
         if other is not None:
             next(other, None)  # lets the head's own checksums be compared, before its values are
         if differs:
             raise self._untied()
-
-    def _write(self, name: str, position: int, block: Bytes) -> None:
-        view = memoryview(block.data).cast("B")
-        done = 0
-        while done < len(view):
-            done += os.pwrite(self._fds[name], view[done:], position + done)
-        crc = zlib.crc32(view)
-        with self._lock:
-            self.outcome.written[name].append((position, len(view), crc))
 
     def _untied(self) -> errors.TiedWeightsDiffer:
         assert self.plan.tied
@@ -187,47 +169,3 @@ class Exporter:
                 f"{sum(lost.values()):,} finite values do not fit {self.dtype}, first in {name}", path=self.step, hint="export in a wider --dtype",
                 figures={"tensors": dict(sorted(lost.items())[:50])},
             )  # fmt: skip
-
-
-def read_back(
-    path: Path, written: list[tuple[int, int, int]], progress: Callable[[int], None] = lambda n: None
-) -> tuple[int, str]:
-    """(size, sha256) of a file just written, read past the page cache where the system allows it.
-
-    Raises ExportMismatch unless the writes tile the file and each block's CRC32 is what was written.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        digest = hashlib.sha256()
-        at = 0
-        buffer = bytearray(max((length for _, length, _ in written), default=0))
-        for position, length, crc in sorted(written):
-            if position != at:
-                raise errors.ExportMismatch(
-                    f"bytes {min(at, position):,} to {max(at, position):,} were written twice or not at all",
-                    path=path,
-                    hint="report this; nothing was published",
-                )
-            view = memoryview(buffer)[:length]
-            got = os.preadv(fd, [view], position)
-            if got != length or zlib.crc32(view) != crc:
-                raise errors.ExportMismatch(
-                    f"the {length:,} bytes at {position:,} read back are not those written",
-                    path=path,
-                    hint="look at this file system's disks; nothing was published",
-                )
-            digest.update(view)
-            at += length
-            progress(length)
-        if at != size:
-            raise errors.ExportMismatch(
-                f"the file has {size:,} bytes, {at:,} were written",
-                path=path,
-                hint="report this; nothing was published",
-            )
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        return size, digest.hexdigest()
-    finally:
-        os.close(fd)

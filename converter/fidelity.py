@@ -20,7 +20,7 @@ from converter import errors, qwen3
 from converter.chunks import Shards
 from converter.exports import HFShard
 from converter.storage import TensorItems
-from converter.streamed import DCPSource, HFExperts, HFSource, Source, TitanExperts, fill, linear
+from converter.streamed import DCPSource, HFExperts, HFSource, Source, StackedSource, TitanExperts, fill, linear
 
 POSITIONS = 32
 """Tokens of the check: rope's slowest angle that matters at theta 1e6 has turned by then."""
@@ -53,11 +53,13 @@ class Pass:
     logits: Tensor
     layers: list[Tensor]
     sure: Tensor | None = None
+    drift: float | None = None
+    """Share of (position, layer) whose experts the balancing bias changes; None without one."""
 
 
 def titan_forward(
     config: Any,
-    tensors: Mapping[str, TensorItems],
+    tensors: Mapping[str, list[TensorItems]],
     shards: Shards,
     token_ids: list[int],
     dtype: str,
@@ -66,21 +68,27 @@ def titan_forward(
     """TorchTitan's model over the checkpoint's tensors (installed name -> items), cast to `dtype` as the export is."""
     model = qwen3.titan_model(config, len(token_ids))
     margins: list[Tensor] = []
+    changed: list[Tensor] = []
     layers: list[Tensor] = []
     with torch.inference_mode():
-        _fill_titan(model, {name: DCPSource(shards, items, dtype) for name, items in tensors.items()}, config)
-        for layer in model.layers.values():
+        sources: dict[str, Source] = {}
+        for name, items in tensors.items():
+            cast = "float32" if name.endswith(qwen3.BIAS) else dtype
+            parts = [DCPSource(shards, part, cast) for part in items]
+            sources[name] = parts[0] if len(parts) == 1 else StackedSource(parts)
+        _fill_titan(model, sources, config)
+        for index, layer in model.layers.items():
             layer.register_forward_hook(_keep(layers, len(model.layers), progress))
             if layer.moe_enabled:
-                layer.moe.router.register_forward_hook(
-                    lambda module, _, out: margins.append(_margin(out[2], module.top_k)[0])
-                )
+                bias = sources.get(f"layers.{index}{qwen3.BIAS}")
+                layer.moe.router.register_forward_hook(_watch_routing(bias, margins, changed))
         logits = model(torch.tensor([token_ids]), positions=torch.arange(len(token_ids))[None])[0]
         sure = torch.ones(len(token_ids), dtype=torch.bool)
         for margin in margins:
             sure &= margin > TIE_MARGIN
         # Attention carries an unsure token's difference on to all later ones.
-        return Pass(logits, layers, sure.cumprod(0).bool())
+        drift = float(torch.stack(changed).float().mean()) if changed else None
+        return Pass(logits, layers, sure.cumprod(0).bool(), drift)
 
 
 def hf_forward(
@@ -106,6 +114,21 @@ def _keep(layers: list[Tensor], total: int, progress: Progress) -> Callable[...,
     def hook(_module: object, _args: object, out: Any) -> None:
         layers.append((out[0] if isinstance(out, tuple) else out)[0])
         progress(len(layers), total)
+
+    return hook
+
+
+def _watch_routing(bias: Source | None, margins: list[Tensor], changed: list[Tensor]) -> Callable[..., None]:
+    """Notes how near a tie each position's routing is, and whether the balancing bias would change it."""
+
+    def hook(module: Any, _args: object, out: tuple[Tensor, Tensor, Tensor]) -> None:
+        scores = out[2][0]
+        margins.append(_margin(scores, module.top_k))
+        if bias is not None:
+            offsets = bias.read(0, bias.rows)[:, 0]
+            plain = scores.topk(module.top_k, -1).indices.sort(-1).values
+            biased = (scores + offsets).topk(module.top_k, -1).indices.sort(-1).values
+            changed.append((plain != biased).any(-1))
 
     return hook
 

@@ -7,15 +7,34 @@ parses and each file it names has exactly the length that its header says.
 import hashlib
 import os
 import struct
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from converter.exports import INDEX
+from converter import errors
+from converter.exports import INDEX, SAFETENSORS
 from converter.files import CONFIG_LIMIT, parse_json, read_regular
+
+_HEADER_LIMIT = 100_000_000
+"""Bytes of a safetensors header; the format's own limit."""
+_DTYPES = {name: dtype for dtype, (name, _) in SAFETENSORS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a safetensors file: where its payload lies in which file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    position: int
+    length: int
 
 
 def state_of(step: Path, names: frozenset[str]) -> dict[str, Any]:
-    """ "state", "reason" and sizes of a step in HF form, as `storage.probe` answers them."""
+    """ "state", "reason" and sizes of a step in HF form whose listing has these names, as `storage.probe` answers."""
     if INDEX not in names:
         return {"state": "incomplete", "reason": f"no {INDEX} yet"}
     try:
@@ -23,58 +42,72 @@ def state_of(step: Path, names: frozenset[str]) -> dict[str, Any]:
         files = sorted(set(parse_json(payload)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         return {"state": "incomplete", "reason": f"{INDEX} does not parse yet"}
-    elements = total = largest = 0
-    dtypes: set[str] = set()
+    found: list[Entry] = []
+    stamps = []
     for name in files:
-        if not isinstance(name, str) or "/" in name or name not in names:
+        if not isinstance(name, str) or name not in names:
             return {"state": "incomplete", "reason": f"{name!r} is missing"}
+        facts = os.stat(step / name)
+        stamps.append((name, facts.st_size, facts.st_mtime_ns))
         try:
-            entries, wanted = header(step / name)
+            entries, wanted = _header(step / name)
         except ValueError as error:
             return {"state": "incomplete", "reason": f"{name}: {error}"}
-        size = os.stat(step / name).st_size
-        if size != wanted:
-            return {"state": "incomplete", "reason": f"{name} has {size:,} of {wanted:,} bytes"}
-        for entry in entries.values():
-            start, stop = entry["data_offsets"]
-            count = 1
-            for side in entry["shape"]:
-                count *= side
-            elements, total, largest = elements + count, total + stop - start, max(largest, stop - start)
-            dtypes.add(entry["dtype"])
-    save_id = (
-        "hf-"
-        + hashlib.sha256(payload + repr([(n, os.stat(step / n).st_mtime_ns) for n in files]).encode()).hexdigest()[:32]
-    )
+        if facts.st_size != wanted:
+            return {"state": "incomplete", "reason": f"{name} has {facts.st_size:,} of {wanted:,} bytes"}
+        found += entries
     return {
-        "state": "complete",
-        "reason": "",
-        "save_id": save_id,
-        "model_bytes": total,
-        "model_elements": elements,
-        "largest_item": largest,
-        "dtypes": sorted(dtypes),
-    }
+        "state": "complete", "reason": "", "save_id": "hf-" + hashlib.sha256(payload + repr(stamps).encode()).hexdigest()[:32],
+        "model_bytes": sum(e.length for e in found), "model_elements": sum(prod(e.shape) for e in found),
+        "largest_item": max((e.length for e in found), default=0), "dtypes": sorted({e.dtype for e in found}),
+    }  # fmt: skip
 
 
-def header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+def entries(step: Path) -> list[Entry]:
+    """All tensors of a complete step in HF form.
+
+    Raises StepDamaged for an entry that is none: torchtitan before 2026-06 wrote `lm_head.weight` with empty dtype and
+    shape for tied models whose base assets have an index (torchtitan #3764).
+    """
+    weight_map = parse_json(read_regular(step / INDEX, limit=CONFIG_LIMIT))["weight_map"]
+    found = [entry for name in sorted(set(weight_map.values())) for entry in _header(step / name)[0]]
+    for entry in found:
+        item = SAFETENSORS.get(entry.dtype, ("", 0))[1]
+        if item == 0 or prod(entry.shape) * item != entry.length:
+            raise errors.StepDamaged(
+                f"the entry {entry.name[:200]!r} is {entry.dtype or 'of no dtype'}{list(entry.shape)} in {entry.length:,} bytes: "
+                "a tied head as torchtitan before 2026-06 saved it (torchtitan #3764), or another broken file",
+                path=step / entry.file, hint="convert an earlier step, which has a DCP",
+            )  # fmt: skip
+    if len({entry.name for entry in found}) != len(found):
+        raise errors.StepDamaged("a tensor is stored twice", path=step, hint="convert an earlier step, which has a DCP")
+    return found
+
+
+def _header(path: Path) -> tuple[list[Entry], int]:
     """(entries, bytes the file must have) of a safetensors file. Raises ValueError where there is no whole header."""
-    with open(path, "rb") as file:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
         head = file.read(8)
         if len(head) < 8:
             raise ValueError("no header yet")
         length = struct.unpack("<Q", head)[0]
-        if length > 100_000_000:
+        if length > _HEADER_LIMIT:
             raise ValueError("header too large")
         text = file.read(length)
     if len(text) < length:
         raise ValueError("header not whole yet")
-    entries = parse_json(text)
-    entries.pop("__metadata__", None)
-    end = 0
-    for name, entry in entries.items():
-        start, stop = entry["data_offsets"]
-        if not (isinstance(entry["shape"], list) and 0 <= start <= stop):
-            raise ValueError(f"entry {name!r} is malformed")
-        end = max(end, stop)
-    return entries, 8 + length + end
+    found, end = [], 0
+    try:
+        for name, entry in parse_json(text).items():
+            if name == "__metadata__":
+                continue
+            (start, stop), shape = entry["data_offsets"], tuple(entry["shape"])
+            if not all(type(n) is int and n >= 0 for n in (start, stop - start, *shape)):
+                raise ValueError(f"entry {name!r} is malformed")
+            dtype = _DTYPES.get(entry["dtype"], str(entry["dtype"])[:20])
+            found.append(Entry(name, dtype, shape, path.name, 8 + length + start, stop - start))
+            end = max(end, stop)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("the header is not a safetensors file's") from None
+    return found, 8 + length + end

@@ -94,6 +94,8 @@ def locate(step: Path, tensor: TensorItems, chunk: Chunk, pread: Callable[[str, 
     `pread(file, position, length)` reads from a DCP shard. Raises PayloadCorrupt (what the item says of itself does not hold), StepDamaged (a form that is not read).
     """
     path = step / chunk.file
+    if chunk.raw:
+        return Payload(chunk.file, chunk.offset, chunk.length, 0)
 
     def corrupt(what: str) -> errors.PayloadCorrupt:
         return errors.PayloadCorrupt(f"{tensor.fqn}, item at byte {chunk.offset:,}: {what}", path=path, hint=RESAVE)

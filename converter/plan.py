@@ -18,11 +18,11 @@ from converter.exports import Export, Plan
 
 
 def make_plan(
-    step: Path, sources: Mapping[str, str], shapes: qwen3.Shapes, adapter: Any, model: PreTrainedModel
+    step: Path, sources: Mapping[str, Sequence[str]], shapes: qwen3.Shapes, adapter: Any, model: PreTrainedModel
 ) -> Plan:
     """The plan of one export.
 
-    `sources`: installed name -> FQN in the checkpoint; `shapes`: installed name -> shape; `model`: HF's, on meta.
+    `sources`: installed name -> FQNs in the checkpoint (several where a step in HF form holds experts one by one); `shapes`: installed name -> shape; `model`: HF's, on meta.
     Raises UnknownTensor, PlanMismatch.
     """
     meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
@@ -38,7 +38,7 @@ def make_plan(
                 path=step,
                 hint="this model family is not converted",
             )
-        export = Export(name, sources[source], tensor.storage_offset(), tuple(tensor.shape))
+        export = Export(name, sources[source][0], tensor.storage_offset(), tuple(tensor.shape))
         found[name] = export
         used.setdefault(source, []).append(export)
     tied = None
@@ -47,18 +47,23 @@ def make_plan(
         if name in used:
             _check_covered(step, name, shape, used[name])
         elif name.endswith(qwen3.BIAS):
-            zero.append(sources[name])
+            zero.append(sources[name][0])
         elif name == qwen3.HEAD and adapter.model_config.enable_weight_tying:
-            tied = (sources[qwen3.EMBEDDING], sources[name])
+            tied = (sources[qwen3.EMBEDDING][0], sources[name][0])
         else:
             raise errors.UnknownTensor(
-                f"the checkpoint holds a model tensor {sources[name]!r} that TorchTitan's adapter does not export",
+                f"the checkpoint holds a model tensor {sources[name][0]!r} that TorchTitan's adapter does not export",
                 path=step,
                 hint="a custom model is not converted; if it is none of the model's, ask for support of its name",
             )
     saved = saved_tensors(model)
     _check_saved(step, found, saved)
     return Plan(tuple(found[name] for name in saved), tied, tuple(zero))
+
+
+def of_hf_step(plan: Plan) -> Plan:
+    """The plan of a step whose tensors are HF's already: each from the whole of its own."""
+    return Plan(tuple(Export(export.name, export.name, 0, export.shape) for export in plan.exports), plan.tied)
 
 
 def saved_tensors(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:

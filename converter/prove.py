@@ -72,9 +72,12 @@ class Prover:
         self.run = RunConfig.from_json(run)
         self.dtype = dtype
         held = storage.from_json(metadata)
-        self.sources = names.installed_names(held.tensors, self.step)
-        self.tensors = {name: held.tensors[fqn] for name, fqn in self.sources.items()}
-        shapes = {name: items.shape for name, items in self.tensors.items()}
+        if held.form == "hf":
+            shapes, made_of = qwen3.shapes_of_hf({name: items.shape for name, items in held.tensors.items()})
+        else:
+            made_of = {name: [fqn] for name, fqn in names.installed_names(held.tensors, self.step).items()}
+            shapes = {name: held.tensors[fqns[0]].shape for name, fqns in made_of.items()}
+        self.tensors = {name: [held.tensors[fqn] for fqn in fqns] for name, fqns in made_of.items()}
         if not qwen3.belongs(shapes):
             some = ", ".join(sorted(held.tensors)[:3])
             raise errors.UnsupportedModel(
@@ -86,7 +89,7 @@ class Prover:
         where = Path(base_path)
         base_config = qwen3.hf_config(base, moe=moe, where=where)
         ours = qwen3.architecture_of_base(base_config)
-        self.config, borrowed = qwen3_record.recorded_config(self.run, shapes, ours)
+        self.config, borrowed = qwen3_record.recorded_config(self.step, self.run, shapes, ours)
         wanted = qwen3.architecture_of(self.config)
         differs = [f"{key}: base {ours.get(key)}, run {wanted[key]}" for key in wanted if ours.get(key) != wanted[key]]
         if differs and architecture != "run":
@@ -101,7 +104,8 @@ class Prover:
         said.pop("torch_dtype", None)
         self.hf_config = qwen3.hf_config(said, moe=moe, where=where)
         model = qwen3.hf_model(self.hf_config)
-        self.plan = plan.make_plan(self.step, self.sources, shapes, qwen3.adapter(self.config), model)
+        made = plan.make_plan(self.step, made_of, shapes, qwen3.adapter(self.config), model)
+        self.plan = made if held.form == "dcp" else plan.of_hf_step(made)
         self.hf_config.architectures = [type(model).__name__]
         self.hf_config.dtype = getattr(torch, dtype)
         text = json.loads(self.hf_config.to_json_string(use_diff=True))
@@ -114,24 +118,28 @@ class Prover:
             "rows": rows,
         }
 
-    def tokenizer(self, directory: str) -> dict[str, Any]:
-        """Loads the tokenizer as a reader would; answers its length, its added tokens and special ids."""
+    def tokenizer(self, directory: str, where: str) -> dict[str, Any]:
+        """Loads the tokenizer in `directory`, copied from `where`; answers its length, added tokens and special ids."""
+        from tokenizers import Tokenizer
         from transformers import AutoTokenizer
 
-        where = Path(directory)
         try:
-            loaded = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+            loaded = AutoTokenizer.from_pretrained(Path(directory), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # a tokenizer's files can make it raise anything; nothing of them is quoted
             raise errors.AssetsInvalid(
                 f"the tokenizer does not load ({type(error).__name__})",
                 path=where,
                 hint="name the right folder with --tokenizer",
             ) from None
+        ids = {-1, *loaded.get_vocab().values()}
+        if (file := Path(directory) / "tokenizer.json").exists():
+            # transformers 5 takes added tokens from tokenizer_config.json alone, 4.x those of tokenizer.json as well
+            ids.update(Tokenizer.from_file(str(file)).get_vocab().values())
         added = sorted(loaded.get_added_vocab().values())
         return {
             "length": len(loaded),
             "added": added,
-            "highest": max(loaded.get_vocab().values(), default=-1),
+            "highest": max(ids),
             "special": {name: getattr(loaded, f"{name}_token_id") for name in ("bos", "eos", "pad")},
         }
 
@@ -141,10 +149,10 @@ class Prover:
         from converter.chunks import Shards
 
         self.token_ids = token_ids
-        held = {name: items for name, items in self.tensors.items() if items.dtype in FLOATS}
+        held = {name: items for name, items in self.tensors.items() if items[0].dtype in FLOATS}
         with Shards(self.step) as source:
             self.expected = fidelity.titan_forward(self.config, held, source, token_ids, self.dtype, self._progress)
-            return {"bytes_read": source.bytes_read}
+            return {"bytes_read": source.bytes_read, "drift": self.expected.drift}
 
     def compare(self, staging: str, files: list[dict[str, Any]]) -> dict[str, Any]:
         """HF's forward pass over the HF shards in `staging`, with the config as it stands there; and the verdict."""
@@ -154,7 +162,7 @@ class Prover:
         where = Path(staging)
         written = parse_json(read_regular(where / "config.json", limit=CONFIG_LIMIT))
         hf_config = qwen3.hf_config(written, moe=qwen3.is_moe(frozenset(self.tensors)), where=where / "config.json")
-        dtypes = {items.fqn: target_dtype(items.dtype, self.dtype) for items in self.tensors.values()}
+        dtypes = {i.fqn: target_dtype(i.dtype, self.dtype) for items in self.tensors.values() for i in items}
         shards = [HFShard(f["name"], b"", f["positions"], f["size"]) for f in files]
         shapes = {e.name: (dtypes[e.source], e.shape) for e in self.plan.exports}
         got = fidelity.hf_forward(hf_config, where, shards, shapes, self.token_ids, self._progress)

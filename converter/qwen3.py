@@ -5,8 +5,10 @@ The architecture is a dict in HF's words, the common ground of run record, tenso
 """
 
 import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -50,7 +52,8 @@ def belongs(shapes: Shapes) -> bool:
 
 
 def architecture_of_shapes(shapes: Shapes) -> dict[str, Any]:
-    """What the tensors' shapes alone tell of the architecture. Raises KeyError if a tensor that tells it is missing."""
+    """What the tensors' shapes alone tell of the architecture. Raises KeyError if a tensor that tells it is missing,
+    ValueError, IndexError or ZeroDivisionError if it has another shape."""
     head_dim = shapes["layers.0.attention.q_norm.weight"][0]
     found = {
         "num_hidden_layers": len({name.split(".")[1] for name in shapes if name.startswith("layers.")}),
@@ -63,6 +66,24 @@ def architecture_of_shapes(shapes: Shapes) -> dict[str, Any]:
         experts, width, _ = shapes["layers.0.moe.routed_experts.inner_experts.w1_EFD"]
         return found | {"num_experts": experts, "moe_intermediate_size": width}
     return found | {"intermediate_size": shapes["layers.0.feed_forward.w1.weight"][0]}
+
+
+def shapes_of_hf(hf_shapes: Shapes) -> tuple[dict[str, tuple[int, ...]], dict[str, list[str]]]:
+    """TorchTitan's shapes of a step that is in HF form, and for each of its tensors the HF tensors it is made of.
+
+    By the adapter's own table; experts are stacked by number. A name that is not in the table keeps it, and is nobody's.
+    """
+    table = adapter(SimpleNamespace(layers=[], enable_weight_tying=False)).from_hf_map
+    shapes: dict[str, tuple[int, ...]] = {}
+    parts: dict[str, dict[int, str]] = {}
+    for name, shape in hf_shapes.items():
+        numbers = [int(part) for part in name.split(".") if part.isdigit()]
+        ours = table.get(re.sub(r"\.\d+(?=\.)", ".{}", name))
+        installed = name if ours is None else ours.format(*numbers[:1])
+        expert = numbers[1] if len(numbers) > 1 else 0
+        parts.setdefault(installed, {})[expert] = name
+        shapes[installed] = (len(parts[installed]), *shape) if len(numbers) > 1 else shape
+    return shapes, {name: [found[index] for index in sorted(found)] for name, found in parts.items()}
 
 
 def architecture_of(config: Any) -> dict[str, Any]:

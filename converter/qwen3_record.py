@@ -22,16 +22,24 @@ _NOT_ARCHITECTURE = frozenset(
 """Parts of a recorded model config that do not change the function (or, qkv_linear, are derived from the rest)."""
 
 
-def recorded_config(run: RunConfig, shapes: Shapes, base: dict[str, Any]) -> tuple[Any, list[str]]:
+def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, Any]) -> tuple[Any, list[str]]:
     """TorchTitan's model config as the run recorded it, and what in it could not be told without the base assets.
 
-    Raises ArchitectureMismatch where record and tensors differ, UnsupportedModel for a record that is not understood.
+    Raises ArchitectureMismatch where record and tensors differ, UnsupportedModel for a record that is not understood,
+    PlanMismatch where a tensor is missing that tells the architecture.
     """
     moe = is_moe(shapes)
     registered = run.flavor in titan.qwen3_configs
     template = run.flavor if registered else "debugmodel_moe" if moe else "debugmodel"
     config = copy.deepcopy(titan.model_registry(template).model)
-    told = architecture_of_shapes(shapes)
+    try:
+        told = architecture_of_shapes(shapes)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise errors.PlanMismatch(
+            f"the checkpoint lacks a tensor that every Qwen3 has, or it has another shape ({error})",
+            path=step,
+            hint="a part of a model, or a custom one, is not converted",
+        ) from None
     borrowed: list[str] = []
     if registered and (config.layers[0].moe is not None) != moe:
         raise errors.ArchitectureMismatch(
@@ -120,8 +128,19 @@ def _overlay(config: Any, recorded: dict[str, Any], where: str, path: Path) -> N
                 path=path,
                 hint="LoRA, quantization and custom models are not converted",
             )
+        elif isinstance(ours, list) or (type(ours) in (bool, int, float) and not _fits(value, ours)):
+            raise errors.UnsupportedModel(
+                f"the run recorded {where}.{key} as {type(value).__name__}, not {type(ours).__name__}",
+                path=path,
+                hint="is this file whole?",
+            )
         else:
             setattr(config, key, value)
+
+
+def _fits(value: object, ours: object) -> bool:
+    """JSON has one kind of number: a float may be written without its point."""
+    return type(value) is type(ours) or (type(ours) is float and type(value) is int)
 
 
 def _set(config: Any, wanted: Mapping[str, Any]) -> None:

@@ -163,6 +163,9 @@ def _read(path: Path, payload: bytes, said: dict[str, Any]) -> RunConfig:
         problem = f"training.dtype is {dtype!r}, not one of {', '.join(DTYPES)}"
     if type(seq_len) is not int or seq_len < 1:
         problem = f"training.seq_len is {seq_len!r}"
+    for key, value in _dict(said, "model").items():
+        if key in DIMENSIONS and value is not None and not isinstance(value, int | float):
+            problem = f"model.{key} is {value!r}"[:200]
     if problem:
         raise errors.RunConfigUnreadable(
             f"run config is not usable: {problem}",

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter import assets, errors, layout, manifest, run_config, storage
-from converter.exports import SAFETENSORS, target_dtype
+from converter import assets, errors, hf_step, layout, manifest, names, run_config, storage
+from converter.exports import INDEX, SAFETENSORS, target_dtype
 from converter.listing import METADATA, SETTLE_SECONDS, Listing, completeness, kind_of, list_step
 
 MAX_SHARD_SIZE = 50_000_000_000
@@ -51,7 +51,7 @@ class Source:
     dtype: str
     """Of the export."""
     digest: str
-    """sha256 of `.metadata`."""
+    """sha256 of `.metadata`, or of the index of a step in HF form."""
     copied: bool = False
 
 
@@ -70,13 +70,25 @@ def look(step: Path, options: Options, *, wait: bool = True) -> Source:
             "saved by torch_checkpointing, which is not read", path=step, hint="save with DCP"
         )
     if kind == "hf":
-        raise errors.UnsupportedFormat(
-            "the step is in HF form already (last_save_in_hf)",
+        listing, metadata, copied = list_step(step), _read_hf(step, listing), False
+    else:
+        listing, metadata = storage.read(step)
+        copied = _wait_until_settled(step, listing, metadata, options, wait=wait)
+    if not metadata.tensors:
+        raise errors.NoModelInStep(
+            "the checkpoint holds no model tensors (optimizer or dataloader only)",
             path=step,
-            hint="add config and tokenizer by hand, or set last_save_in_hf = false",
+            hint="nothing to convert; fault-tolerant runs save such steps",
         )
-    listing, metadata = storage.read(step)
-    digest = _digest(step)
+    run = run_config.find(step, names=options.run_config_names, logs_roots=options.logs_roots, file=options.run_config)
+    dtype = run.dtype if options.dtype == "auto" else options.dtype
+    return Source(listing, metadata, run, dtype, _digest(step, metadata.form), copied)
+
+
+def _wait_until_settled(
+    step: Path, listing: Listing, metadata: storage.StorageMetadata, options: Options, *, wait: bool
+) -> bool:
+    """Whether the step is an accepted copy. Raises StepIncomplete or StepSuspect unless it may be converted."""
     state, reason = completeness(listing, metadata.extent)
     if state == "incomplete":
         raise errors.StepIncomplete(
@@ -94,15 +106,30 @@ def look(step: Path, options: Options, *, wait: bool = True) -> Source:
         options.sleep(SETTLE_SECONDS if state == "settling" else COPY_WATCH_SECONDS)
         if list_step(step).fingerprint != listing.fingerprint:
             raise errors.StepIncomplete("the step is being written", path=step, hint="wait for the save to end")
-    if not metadata.tensors:
-        raise errors.NoModelInStep(
-            "the checkpoint holds no model tensors (optimizer or dataloader only)",
+    return state == "suspect"
+
+
+def _read_hf(step: Path, listing: Listing) -> storage.StorageMetadata:
+    """A step in HF form as storage metadata: its tensors are HF's, each one raw chunk of a safetensors file."""
+    said = hf_step.state_of(step, frozenset(f.name for f in listing.files))
+    if said["state"] != "complete":
+        raise errors.StepIncomplete(
+            f"the step is not complete: {said['reason']}",
             path=step,
-            hint="nothing to convert; fault-tolerant runs save such steps",
+            hint="wait for the save to end; a save that died never does",
         )
-    run = run_config.find(step, names=options.run_config_names, logs_roots=options.logs_roots, file=options.run_config)
-    dtype = run.dtype if options.dtype == "auto" else options.dtype
-    return Source(listing, metadata, run, dtype, digest, state == "suspect")
+    tensors = {}
+    for entry in hf_step.entries(step):
+        chunk = storage.Chunk((0,) * len(entry.shape), entry.shape, entry.file, entry.position, entry.length, raw=True)
+        tensors[entry.name] = storage.TensorItems(entry.name, entry.dtype, entry.shape, (chunk,))
+    return storage.StorageMetadata(said["save_id"], tensors, form="hf")
+
+
+def source_names(source: Source) -> dict[str, str]:
+    """Installed name -> name in the checkpoint; a step in HF form has HF's names already."""
+    if source.metadata.form == "hf":
+        return {name: name for name in source.metadata.tensors}
+    return names.installed_names(source.metadata.tensors, source.listing.path)
 
 
 def model_bytes(metadata: storage.StorageMetadata) -> int:
@@ -142,14 +169,16 @@ def reason_to_skip(published: Path, source: Source, options: Options) -> str | N
     return "foreign" if theirs and not options.force else None
 
 
-def _digest(step: Path) -> str:
-    return hashlib.sha256((step / METADATA).read_bytes()).hexdigest()
+def _digest(step: Path, form: str) -> str:
+    return hashlib.sha256((step / (INDEX if form == "hf" else METADATA)).read_bytes()).hexdigest()
 
 
 def check_unchanged(step: Path, source: Source) -> None:
     """Raises StepVanished unless what was read is the save that is still there."""
     same = (
-        step.exists() and list_step(step).fingerprint == source.listing.fingerprint and _digest(step) == source.digest
+        step.exists()
+        and list_step(step).fingerprint == source.listing.fingerprint
+        and _digest(step, source.metadata.form) == source.digest
     )
     if not same:
         raise errors.StepVanished(

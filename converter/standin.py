@@ -75,7 +75,7 @@ def provisional_plan(sources: Mapping[str, str], shapes: Mapping[str, tuple[int,
         return None
     used = {export.source for export in exports}
     left = [name for name in shapes if sources[name] not in used]
-    heads = (sources[_EMBEDDING], sources[_HEAD]) if tied and _HEAD in left else None
+    heads = (sources[_EMBEDDING], sources[_HEAD]) if tied and _HEAD in left and _EMBEDDING in sources else None
     return Plan(exports, heads, tuple(sources[name] for name in left if name.endswith(_BIAS)))
 
 

@@ -55,6 +55,8 @@ class Chunk:
     """Bytes from the start of the DCP shard to the item's zip."""
     length: int
     """Bytes of the item's zip."""
+    raw: bool = False
+    """Of a step in HF form: no zip, the payload itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class StorageMetadata:
     """Number of DCP shards that hold something."""
     extent: dict[str, int] = field(default_factory=dict)
     """For every DCP shard named, the bytes it must have at least."""
+    form: str = "dcp"
+    """ "dcp", or "hf": the tensors are HF's, in safetensors files."""
 
 
 def is_model(fqn: str) -> bool:
@@ -212,9 +216,11 @@ def from_json(said: dict[str, Any]) -> StorageMetadata:
             fqn,
             dtype,
             tuple(shape),
-            tuple(Chunk(tuple(o), tuple(s), file, at, length) for o, s, file, at, length in chunks),
+            tuple(
+                Chunk(tuple(o), tuple(s), file, at, length, said["form"] == "hf") for o, s, file, at, length in chunks
+            ),
         )
-    return StorageMetadata(tensors=tensors, **{k: said[k] for k in ("save_id", "others", "ranks", "extent")})
+    return StorageMetadata(tensors=tensors, **{k: said[k] for k in ("save_id", "others", "ranks", "extent", "form")})
 
 
 def probe(step: Path) -> dict[str, Any]:

@@ -49,6 +49,17 @@ class DCPSource:
         return tensor.to(getattr(torch, self._cast)).float().view(-1, self.columns)
 
 
+class StackedSource:
+    """Matrices that are tensors of their own, as a step in HF form holds experts."""
+
+    def __init__(self, parts: list[DCPSource]):
+        self._parts = parts
+        self.rows, self.columns = parts[0].rows, parts[0].columns
+
+    def read(self, first: int, last: int, matrix: int = 0) -> Tensor:
+        return self._parts[matrix].read(first, last)
+
+
 class HFSource:
     """Rows of a tensor as the HF shard just written holds them."""
 

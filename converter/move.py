@@ -1,0 +1,104 @@
+"""Owns moving the bytes of one export: by the provisional plan at once, by the real one where the two differ.
+
+numpy and the standard library only.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter import errors, standin
+from converter.asking import Asking
+from converter.clock import Clock
+from converter.export import Exporter, Outcome
+from converter.exports import INDEX, Export, HFShard, Plan, lay_out, target_dtype
+from converter.files import write_durably
+from converter.sinks import Writer
+from converter.source import Options, Source, export_bytes, model_bytes
+
+Tell = Callable[[str, int, int], None]
+"""(phase, bytes done, bytes in all)"""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What was written, by which plan, and what was met in it."""
+
+    plan: Plan
+    files: list[HFShard]
+    outcome: Outcome
+    written: dict[str, list[tuple[int, int, int]]]
+
+
+class Progress:
+    """Adds up bytes from several threads and reports them a few times a second."""
+
+    def __init__(
+        self, name: str, total: int, report: Callable[[str, int, int], None], check: Callable[[], None] = lambda: None
+    ):
+        self._name, self._total, self._report, self._check = name, total, report, check
+        self._done = 0
+        self._told = 0.0
+
+    def __call__(self, moved: int) -> None:
+        self._done += moved
+        self._check()
+        now = time.monotonic()
+        if now - self._told > 0.25:
+            self._told = now
+            self._report(self._name, min(self._done, self._total), self._total)
+
+
+def move(
+    source: Source, sources: Mapping[str, str], base: dict[str, Any], staging: Path, options: Options, phase: Clock,
+    tell: Tell, asking: Asking,
+) -> Moved:  # fmt: skip
+    """Writes the HF shards into `staging`. `sources`: installed name -> FQN in the checkpoint.
+
+    Bytes move while the other process still imports; several HF shards need HF's order of tensors, and wait for it.
+    Raises what the export raises, or what has been answered meanwhile.
+    """
+    early = failed = moved = None
+    if export_bytes(source.metadata, source.dtype) <= options.max_shard_size:
+        early = _provisional(source, sources, base)
+    with phase("export"):
+        try:
+            moved = _export(early, source, staging, options, tell, asking) if early is not None else None
+        except errors.ConversionError as error:
+            failed = error  # the real plan may not ask for it (a head that the run does not tie)
+    with phase("wait_for_plan"):
+        plan = Plan.from_json(asking.settled()["plan"])
+    if early is not None and standin.same(early, plan):
+        if failed is not None:
+            raise failed
+        assert moved is not None
+        return moved
+    for path in staging.glob("*.safetensors"):
+        path.unlink()
+    with phase("export"):
+        return _export(plan, source, staging, options, tell, asking)
+
+
+def _provisional(source: Source, sources: Mapping[str, str], base: dict[str, Any]) -> Plan | None:
+    tensors = source.metadata.tensors
+    if source.metadata.form == "hf":
+        return Plan(tuple(Export(name, name, 0, items.shape) for name, items in tensors.items()))
+    shapes = {name: tensors[fqn].shape for name, fqn in sources.items()}
+    return standin.provisional_plan(sources, shapes, tied=bool(base.get("tie_word_embeddings")))
+
+
+def _export(plan: Plan, source: Source, staging: Path, options: Options, tell: Tell, asking: Asking) -> Moved:
+    """Lays out and writes the HF shards; ends early where what is asked meanwhile has failed."""
+    tensors = source.metadata.tensors
+    dtypes = {export.name: target_dtype(tensors[export.source].dtype, source.dtype) for export in plan.exports}
+    files, index = lay_out(plan.exports, dtypes, options.max_shard_size)
+    if index is not None:
+        write_durably(staging / INDEX, index)
+    told = Progress("export", model_bytes(source.metadata), tell, asking.check)
+    threads = options.threads or min(4, len(os.sched_getaffinity(0)))
+    with Writer(staging, files) as writer:
+        outcome = Exporter(source.listing.path, plan, files, tensors, source.dtype, threads, told, writer).run()
+        return Moved(plan, files, outcome, writer.written)

@@ -1,0 +1,154 @@
+"""Owns where exported blocks go: into the files of a staging directory, or against the files of a published one.
+
+numpy and the standard library only. Checksums of what was written are kept, so that reading back proves that every byte
+of a file was written once and is there.
+"""
+
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from converter import errors
+from converter.chunks import Bytes
+from converter.exports import HFShard
+from converter.files import fsync_directory
+
+
+class Writer:
+    """Writes HF shards into a staging directory; a context manager that holds them open."""
+
+    def __init__(self, staging: Path, files: list[HFShard]):
+        self._staging, self._files = staging, files
+        self.written: dict[str, list[tuple[int, int, int]]] = {shard.name: [] for shard in files}
+        """HF shard -> (position, length, CRC32) of each write."""
+        self._lock = threading.Lock()
+        self._fds: dict[str, int] = {}
+
+    def __enter__(self) -> "Writer":
+        for shard in self._files:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fds[shard.name] = os.open(self._staging / shard.name, flags, 0o666)
+            os.ftruncate(self._fds[shard.name], shard.size)
+            self.put("(header)", shard.name, 0, np.frombuffer(shard.header, np.uint8))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+
+    def put(self, tensor: str, name: str, position: int, block: Bytes) -> None:
+        """Writes a block at its place."""
+        view = memoryview(block.data).cast("B")
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._fds[name], view[done:], position + done)
+        crc = zlib.crc32(view)
+        with self._lock:
+            self.written[name].append((position, len(view), crc))
+
+    def finish(self) -> None:
+        """On disk when this returns."""
+        for fd in self._fds.values():
+            os.fsync(fd)
+        fsync_directory(self._staging)
+
+
+class Comparer:
+    """Compares blocks with the HF shards of a published directory; a context manager that holds them open."""
+
+    def __init__(self, published: Path, files: list[HFShard]):
+        self._published, self._files = published, files
+        self.differs: dict[tuple[str, str], int] = {}
+        """(HF shard, tensor) -> first byte of the file that differs."""
+        self.bytes_compared = 0
+        self._lock = threading.Lock()
+        self._fds: dict[str, int] = {}
+
+    def __enter__(self) -> "Comparer":
+        for shard in self._files:
+            try:
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                self._fds[shard.name] = os.open(self._published / shard.name, flags)
+            except OSError:
+                self.differs[shard.name, "(missing)"] = 0
+                continue
+            self.put("(header)", shard.name, 0, np.frombuffer(shard.header, np.uint8))
+            size = os.fstat(self._fds[shard.name]).st_size
+            if size != shard.size:
+                self.differs[shard.name, f"(size {size:,}, not {shard.size:,})"] = min(size, shard.size)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+
+    def put(self, tensor: str, name: str, position: int, block: Bytes) -> None:
+        """Reads the same place and remembers the first byte that differs."""
+        if name not in self._fds:
+            return
+        there = np.frombuffer(os.pread(self._fds[name], block.size, position), np.uint8)
+        same = there.size == block.size and np.array_equal(there, block)
+        with self._lock:
+            self.bytes_compared += there.size
+            if not same:
+                common = min(there.size, block.size)
+                unequal = np.flatnonzero(there[:common] != block[:common])
+                first = position + (int(unequal[0]) if unequal.size else common)
+                self.differs[name, tensor] = min(first, self.differs.get((name, tensor), first))
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+def read_back(
+    path: Path, written: list[tuple[int, int, int]], progress: Callable[[int], None] = lambda n: None
+) -> tuple[int, str]:
+    """(size, sha256) of a file just written, read past the page cache where the system allows it.
+
+    Raises ExportMismatch unless the writes tile the file and each block's CRC32 is what was written.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        digest = hashlib.sha256()
+        at = 0
+        buffer = bytearray(max((length for _, length, _ in written), default=0))
+        for position, length, crc in sorted(written):
+            if position != at:
+                raise errors.ExportMismatch(
+                    f"bytes {min(at, position):,} to {max(at, position):,} were written twice or not at all",
+                    path=path,
+                    hint="report this; nothing was published",
+                )
+            view = memoryview(buffer)[:length]
+            got = os.preadv(fd, [view], position)
+            if got != length or zlib.crc32(view) != crc:
+                raise errors.ExportMismatch(
+                    f"the {length:,} bytes at {position:,} read back are not those written",
+                    path=path,
+                    hint="look at this file system's disks; nothing was published",
+                )
+            digest.update(view)
+            at += length
+            progress(length)
+        if at != size:
+            raise errors.ExportMismatch(
+                f"the file has {size:,} bytes, {at:,} were written",
+                path=path,
+                hint="report this; nothing was published",
+            )
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return size, digest.hexdigest()
+    finally:
+        os.close(fd)
