@@ -220,9 +220,14 @@ def disagreements(config: dict[str, Any], assets: Assets, special: dict[str, int
         if len(stated) > 1 and not set.intersection(*stated.values()):
             found.append(f"{name.upper()} differs: " + ", ".join(f"{who} {sorted(ids)}" for who, ids in stated.items()))
     tokenizer_config = parse_json(assets.tokenizer.get("tokenizer_config.json", b"{}"))
-    kind = tokenizer_config.get("tokenizer_class") if isinstance(tokenizer_config, dict) else None
-    if kind in _NEWER_CLASSES:
+    if not isinstance(tokenizer_config, dict):
+        return found
+    if (kind := tokenizer_config.get("tokenizer_class")) in _NEWER_CLASSES:
         found.append(f"tokenizer_class {kind} exists in transformers 5 only: older readers cannot load this tokenizer")
+    if isinstance(tokenizer_config.get("extra_special_tokens"), list):
+        found.append(
+            "extra_special_tokens is a list, as transformers 5 writes it: 4.x readers cannot load this tokenizer"
+        )
     return found
 
 

@@ -16,6 +16,8 @@ from converter.convert import convert_step
 from converter.inspect import describe, preview, show
 from converter.report import reporter
 from converter.source import Options
+from converter.verify import locate, verify
+from converter.verify import show as show_verdict
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NOTHING, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -152,7 +154,7 @@ def convert(
     """Convert a step, or every step of a run."""
     options = Options(
         output=output, dtype=dtype, run_config=run_config, run_config_names=tuple(run_config_name or ()), logs_roots=tuple(logs_root or ()),
-        search=Search(hf_assets, tokenizer, tuple(assets_root or ()), tuple(map(_pair, path_map or ())), tuple(restrict_assets) if restrict_assets else None),
+        search=_search(hf_assets, tokenizer, assets_root, path_map, restrict_assets),
         architecture=architecture, allow_routing_drift=allow_routing_drift, accept_copy=accept_copy, force=force,
         max_shard_size=parse_size(max_shard_size), threads=threads, forward_check=forward_check, if_exists=if_exists,
     )  # fmt: skip
@@ -163,6 +165,54 @@ def convert(
         _exit(_dry_run(steps, named, options))
     with reporter(events=events) as report:
         _exit(_convert_all(steps, named, options, report))
+
+
+@app.command("verify")
+def verify_command(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A step directory, or its -hf.")],
+    sample: Annotated[str, typer.Option(metavar="N/T", help="Only the N-th of T parts of the weights.")] = "1/1",
+    run_config: RunConfigOption = None,
+    run_config_name: NamesOption = None,
+    hf_assets: AssetsOption = None,
+    tokenizer: TokenizerOption = None,
+    logs_root: LogsOption = None,
+    assets_root: RootsOption = None,
+    path_map: MapOption = None,
+    restrict_assets: RestrictOption = None,
+) -> None:
+    """Is the published directory exactly what its checkpoint gives (or, if that is gone, what its manifest says)?"""
+    search = _search(hf_assets, tokenizer, assets_root, path_map, restrict_assets)
+    options = Options(
+        run_config=run_config, run_config_names=tuple(run_config_name or ()), logs_roots=tuple(logs_root or ()), search=search
+    )  # fmt: skip
+    match = re.fullmatch(r"(\d+)/(\d+)", sample)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        _usage(f"--sample {sample} is not N/T with N from 1 to T")
+    part = (int(match[1]), int(match[2]))
+    try:
+        step, published, number = locate(path)
+    except ValueError as error:
+        _usage(str(error))
+    if not published.is_dir():
+        if not path.exists():
+            _usage(f"{path} does not exist")
+        print(f"nothing is published for this step: {published} does not exist", file=sys.stderr)
+        _exit(EXIT_FAILED)
+    try:
+        verdict = verify(step, published, number, options, part)
+    except errors.ConversionError as error:
+        print(f"not verified: {error} ({error.hint})")
+        _exit(EXIT_FAILED)
+    show_verdict(verdict, published, part)
+    _exit(EXIT_OK if verdict.equal else EXIT_FAILED)
+
+
+def _search(
+    hf_assets: Path | None, tokenizer: Path | None, roots: list[Path] | None, maps: list[str] | None, restrict: list[Path] | None
+) -> Search:  # fmt: skip
+    return Search(
+        hf_assets, tokenizer, tuple(roots or ()), tuple(map(_pair, maps or ())), tuple(restrict) if restrict else None
+    )
 
 
 @app.command("inspect")

@@ -50,7 +50,7 @@ def state_of(step: Path, names: frozenset[str]) -> dict[str, Any]:
         facts = os.stat(step / name)
         stamps.append((name, facts.st_size, facts.st_mtime_ns))
         try:
-            entries, wanted = _header(step / name)
+            entries, wanted = header(step / name)
         except ValueError as error:
             return {"state": "incomplete", "reason": f"{name}: {error}"}
         if facts.st_size != wanted:
@@ -70,7 +70,7 @@ def entries(step: Path) -> list[Entry]:
     shape for tied models whose base assets have an index (torchtitan #3764).
     """
     weight_map = parse_json(read_regular(step / INDEX, limit=CONFIG_LIMIT))["weight_map"]
-    found = [entry for name in sorted(set(weight_map.values())) for entry in _header(step / name)[0]]
+    found = [entry for name in sorted(set(weight_map.values())) for entry in header(step / name)[0]]
     for entry in found:
         item = SAFETENSORS.get(entry.dtype, ("", 0))[1]
         if item == 0 or prod(entry.shape) * item != entry.length:
@@ -84,7 +84,7 @@ def entries(step: Path) -> list[Entry]:
     return found
 
 
-def _header(path: Path) -> tuple[list[Entry], int]:
+def header(path: Path) -> tuple[list[Entry], int]:
     """(entries, bytes the file must have) of a safetensors file. Raises ValueError where there is no whole header."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as file:

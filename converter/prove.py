@@ -66,7 +66,7 @@ class Prover:
         """Settles the architecture and makes the plan; answers plan, config.json, generation config."""
         import torch
 
-        from converter import names, plan, qwen3, qwen3_record
+        from converter import fidelity, names, plan, qwen3, qwen3_record
 
         self.step = Path(step)
         self.run = RunConfig.from_json(run)
@@ -116,25 +116,22 @@ class Prover:
             "borrowed": borrowed,
             "reshaped": differs,
             "rows": rows,
+            "tolerance": fidelity.TOLERANCE,
         }
 
     def tokenizer(self, directory: str, where: str) -> dict[str, Any]:
         """Loads the tokenizer in `directory`, copied from `where`; answers its length, added tokens and special ids."""
-        from tokenizers import Tokenizer
         from transformers import AutoTokenizer
 
         try:
             loaded = AutoTokenizer.from_pretrained(Path(directory), local_files_only=True, trust_remote_code=False)
+            ids = {-1, *loaded.get_vocab().values(), *_ids_in_file(Path(directory) / "tokenizer.json")}
         except Exception as error:  # a tokenizer's files can make it raise anything; nothing of them is quoted
             raise errors.AssetsInvalid(
                 f"the tokenizer does not load ({type(error).__name__})",
                 path=where,
                 hint="name the right folder with --tokenizer",
             ) from None
-        ids = {-1, *loaded.get_vocab().values()}
-        if (file := Path(directory) / "tokenizer.json").exists():
-            # transformers 5 takes added tokens from tokenizer_config.json alone, 4.x those of tokenizer.json as well
-            ids.update(Tokenizer.from_file(str(file)).get_vocab().values())
         added = sorted(loaded.get_added_vocab().values())
         return {
             "length": len(loaded),
@@ -171,6 +168,19 @@ class Prover:
 
     def _progress(self, done: int, total: int) -> None:
         self._answers.write(json.dumps({"progress": [done, total]}) + "\n")
+
+
+def _ids_in_file(file: Path) -> set[int]:
+    """Ids that `tokenizer.json` gives out: transformers 5 takes added tokens from `tokenizer_config.json` alone, 4.x those
+    of `tokenizer.json` as well."""
+    if not file.exists():
+        return set()
+    said = json.loads(file.read_bytes())
+    vocab = said["model"]["vocab"]
+    return {
+        *(vocab.values() if isinstance(vocab, dict) else range(len(vocab))),
+        *(t["id"] for t in said["added_tokens"]),
+    }
 
 
 def tools() -> dict[str, str]:

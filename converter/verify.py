@@ -1,0 +1,251 @@
+"""Owns `dcp2hf verify`: is a published directory exactly what its checkpoint gives, or, without that, what its manifest says?
+
+numpy and the standard library only. Everything is derived again from the checkpoint and compared byte by byte, the
+manifest included; dtype, shard size, architecture and accepted exceptions are taken from the manifest.
+"""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+
+from converter import assets, errors, hf_step, layout, manifest
+from converter.evidence import make_manifest
+from converter.export import Exporter
+from converter.exports import INDEX, Plan, lay_out, target_dtype
+from converter.files import parse_json
+from converter.manifest import FileEntry, Manifest
+from converter.prover import Prover
+from converter.sinks import Comparer
+from converter.source import Options, look, source_names
+from converter.storage import to_json
+
+
+@dataclass
+class Verdict:
+    """What was found: differences (each a file and what of it), what could not be verified, how much was compared."""
+
+    against: str = "the checkpoint"
+    differences: list[str] = field(default_factory=list)
+    not_verified: list[str] = field(default_factory=list)
+    tensors: int = 0
+    bytes_compared: int = 0
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs and nothing was left out."""
+        return not self.differences and not self.not_verified
+
+    def differs(self, file: str, what: str) -> None:
+        """Adds a difference."""
+        self.differences.append(f"{file}: {what}")
+
+
+def locate(path: Path) -> tuple[Path, Path, int]:
+    """(step directory, published directory, N) of a step or its `-hf`. The step directory may be gone.
+
+    Raises ValueError for any other path.
+    """
+    path = path.absolute()
+    number = layout.published_step(path.name)
+    if number is not None:
+        run = path.parent.parent if path.parent.name == layout.SUBDIRECTORY else path.parent
+        return run / f"step-{number}", path, number
+    number = layout.step_number(path.name)
+    if number is None:
+        raise ValueError(f"{path} is neither a step directory nor its -hf")
+    beside, below = (layout.published_path(path.parent, number, subdirectory=below) for below in (False, True))
+    return path, beside if beside.exists() or not below.exists() else below, number
+
+
+def verify(step: Path, published: Path, number: int, options: Options, sample: tuple[int, int] = (1, 1)) -> Verdict:
+    """Compares `published` with what `step` gives; `sample` (n, t) takes the n-th of t parts of the weights.
+
+    Raises OutputForeign where there is no manifest of ours; what the checkpoint's reading raises is not verified.
+    """
+    made = manifest.read(published)
+    if made is None:
+        raise errors.OutputForeign(
+            "there is no manifest of ours that parses", path=published / layout.MANIFEST, hint="convert the step again"
+        )
+    verdict = Verdict()
+    if made.step != number:
+        verdict.differs(layout.MANIFEST, f"it is of step {made.step}")
+    if not step.exists():
+        verdict.against = "the manifest (the checkpoint is gone)"
+        _against_manifest(published, made, verdict, sample)
+        return verdict
+    try:
+        _against_checkpoint(step, published, made, options, verdict, sample)
+    except errors.ConversionError as error:
+        verdict.against = "the manifest"
+        verdict.not_verified.append(f"{error} ({error.hint})")
+        _against_manifest(published, made, verdict, sample)
+    return verdict
+
+
+def _against_checkpoint(
+    step: Path, published: Path, made: Manifest, options: Options, verdict: Verdict, sample: tuple[int, int]
+) -> None:
+    verdicts = {check.name: check.verdict for check in made.checks}
+    options = replace(
+        options, dtype=made.dtype, max_shard_size=made.max_shard_size, accept_copy=bool(made.accepted.get("copy")),
+        architecture="run" if "architecture" in made.accepted else "base",
+    )  # fmt: skip
+    source = look(step, options, wait=False)
+    if source.metadata.save_id != made.save_id:
+        verdict.differs(
+            layout.MANIFEST, f"it is of save {made.save_id}; the checkpoint is save {source.metadata.save_id}"
+        )
+        return
+    source_names(source)
+    found = assets.read(step, source.run, options.search)
+    with Prover() as prover:
+        settled = prover.ask(
+            "start", step=str(step), metadata=to_json(source.metadata), run=source.run.to_json(), base=found.base,
+            base_path=str(found.base_path), dtype=source.dtype, architecture=options.architecture,
+        )  # fmt: skip
+        tools = prover.tools
+    plan = Plan.from_json(settled["plan"])
+    tensors = source.metadata.tensors
+    dtypes = {export.name: target_dtype(tensors[export.source].dtype, source.dtype) for export in plan.exports}
+    files, index = lay_out(plan.exports, dtypes, made.max_shard_size)
+    part = _part(sorted({export.source for export in plan.exports}), sample)
+    sampled = Plan(
+        tuple(e for e in plan.exports if e.source in part),
+        plan.tied if plan.tied and plan.tied[0] in part else None,
+        plan.zero,
+    )
+    with Comparer(published, files) as comparer:
+        outcome = Exporter(
+            step, sampled, files, tensors, source.dtype, options.threads or 2, lambda n: None, comparer
+        ).run()
+    verdict.tensors, verdict.bytes_compared = len(sampled.exports), comparer.bytes_compared
+    for (file, tensor), position in sorted(comparer.differs.items()):
+        verdict.differs(file, f"{tensor} differs, first at byte {position:,}")
+    rendered = assets.render(found, settled["config"], settled["generation_config"])
+    if index is not None:
+        rendered[INDEX] = index
+    for name, payload in rendered.items():
+        _compare_small(published, name, payload, verdict)
+    entries = {name: FileEntry(len(payload), hashlib.sha256(payload).hexdigest()) for name, payload in rendered.items()}
+    for shard in files:
+        entries[shard.name] = (
+            _entry(published / shard.name) if sample[1] == 1 else made.files.get(shard.name, FileEntry(0, ""))
+        )
+    _check_extra(published, entries.keys() | made.added.keys(), verdict)
+    _check_added(published, made, verdict)
+    if tools != made.tools:
+        other = ", ".join(f"{k} {made.tools.get(k)} not {v}" for k, v in tools.items() if made.tools.get(k) != v)
+        verdict.not_verified.append(f"it was made with other versions ({other}): what they change would differ")
+    compared = {"tolerance": settled["tolerance"]} if verdicts.get("forward") == "passed" else {}
+    outcome.tie_checked = True
+    expected = make_manifest(made.step, source, settled, plan, outcome, compared, entries, made.tools, options)
+    expected = replace(expected, added=made.added)
+    if sample[1] == 1 and manifest.to_bytes(expected) != (published / layout.MANIFEST).read_bytes():
+        _explain(expected, made, verdict)
+
+
+def _part(names: list[str], sample: tuple[int, int]) -> set[str]:
+    return set(names[sample[0] - 1 :: sample[1]])
+
+
+def _compare_small(published: Path, name: str, payload: bytes, verdict: Verdict) -> None:
+    try:
+        there = (published / name).read_bytes()
+    except OSError as error:
+        verdict.differs(name, f"cannot be read ({error.strerror})")
+        return
+    if there != payload:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(there, payload, strict=False)) if a != b), min(len(there), len(payload))
+        )
+        verdict.differs(name, f"differs, first at byte {at:,}")
+
+
+def _entry(path: Path) -> FileEntry:
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return FileEntry(file.tell(), digest)
+    except OSError:
+        return FileEntry(0, "")
+
+
+def _check_extra(published: Path, known: set[str], verdict: Verdict) -> None:
+    for path in sorted(published.rglob("*")):
+        name = str(path.relative_to(published))
+        if path.is_file() and name != layout.MANIFEST and name not in known and not path.name.startswith(".nfs"):
+            verdict.differs(name, "is no part of the export")
+
+
+def _check_added(published: Path, made: Manifest, verdict: Verdict) -> None:
+    for name, entry in made.added.items():
+        if _entry(published / name) != entry:
+            verdict.differs(name, "is not what the hook put there")
+
+
+def _explain(expected: Manifest, made: Manifest, verdict: Verdict) -> None:
+    """Which parts of the manifest are not what they should be."""
+    before = len(verdict.differences)
+    for key, value in vars(expected).items():
+        recorded = getattr(made, key)
+        if recorded == value:
+            continue
+        if key == "files":
+            names = [name for name in sorted(value.keys() | recorded.keys()) if value.get(name) != recorded.get(name)]
+            verdict.differs(layout.MANIFEST, f"size or sha256 of {', '.join(names)} is not the file's")
+        else:
+            verdict.differs(layout.MANIFEST, f"{key} is not what the checkpoint gives")
+    if len(verdict.differences) == before:
+        verdict.differs(layout.MANIFEST, "its bytes are not those that were written")
+
+
+def _against_manifest(published: Path, made: Manifest, verdict: Verdict, sample: tuple[int, int]) -> None:
+    """Every file against the manifest, and the manifest against the files' own headers."""
+    weights = sorted(name for name in made.files if name.endswith(".safetensors"))
+    part = _part(weights, sample)
+    for name, entry in sorted((made.files | made.added).items()):
+        if name in weights and name not in part:
+            continue
+        there = _entry(published / name)
+        verdict.bytes_compared += there.size
+        if there != entry:
+            verdict.differs(
+                name, "is missing" if not (published / name).exists() else "size or sha256 is not the manifest's"
+            )
+    _check_extra(published, made.files.keys() | made.added.keys(), verdict)
+    _check_self(published, made, weights, verdict)
+    if manifest.to_bytes(made) != (published / layout.MANIFEST).read_bytes():
+        verdict.differs(layout.MANIFEST, "its bytes are not those that were written")
+
+
+def _check_self(published: Path, made: Manifest, weights: list[str], verdict: Verdict) -> None:
+    """The manifest's own figures against the headers of the weights and the config."""
+    try:
+        found = [entry for name in weights for entry in hf_step.header(published / name)[0]]
+        config = parse_json((published / "config.json").read_bytes())
+        dtype = config.get("dtype")
+    except (OSError, ValueError, AttributeError) as error:
+        verdict.differs("config.json or a HF shard", f"cannot be read ({type(error).__name__})")
+        return
+    verdict.tensors = len(found)
+    elements = sum(prod(entry.shape) for entry in found)
+    for name, recorded, counted in (
+        ("tensors", made.tensors, len(found)), ("parameters", made.parameters, elements), ("dtype", made.dtype, dtype),
+    ):  # fmt: skip
+        if recorded != counted:
+            verdict.differs(layout.MANIFEST, f"{name} is {recorded}, the files say {counted}")
+
+
+def show(verdict: Verdict, published: Path, sample: tuple[int, int]) -> None:
+    """What a person reads."""
+    part = f", part {sample[0]} of {sample[1]} of the weights" if sample[1] > 1 else ""
+    if verdict.equal:
+        print(
+            f"equal: {published} is what {verdict.against} gives{part} ({verdict.tensors} tensors, {verdict.bytes_compared:,} bytes compared)"
+        )
+    for difference in verdict.differences:
+        print(f"differs: {difference}")
+    for reason in verdict.not_verified:
+        print(f"not verified: {reason}")

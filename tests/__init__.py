@@ -1,0 +1,1 @@
+"""Tests of both packages; `tests.build` writes the real checkpoints they work on."""
