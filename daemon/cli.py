@@ -1,0 +1,156 @@
+"""Owns the `dcp2hfd` command: run, status, retry, check. Thin: it reads settings, calls a room, gives an exit code.
+
+argparse, and what only `status` needs is imported there: a daemon keeps every import for weeks.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from daemon import mounts, settings, units
+from daemon.ledger import Ledger, LedgerError
+from daemon.settings import Settings, SettingsError
+
+USAGE = 2
+_EXAMPLE = """\
+nothing to watch: name a root, which is a run's checkpoint folder or a folder of runs, for example
+  dcp2hfd run /checkpoints
+or in the config file (--config, $DCP2HF_CONFIG, else /etc/dcp2hf/dcp2hf.toml):
+  roots = ["/checkpoints"]"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.go(options))
+    except (SettingsError, LedgerError) as error:
+        print(f"dcp2hfd: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, SettingsError) else 1
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left in the buffer has no reader
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dcp2hfd",
+        description="Watches TorchTitan's checkpoint folders and publishes every complete step in HuggingFace form.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, go: object, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(go=go)
+        added.add_argument(
+            "--config", metavar="FILE", help=f"default: $DCP2HF_CONFIG, else {settings.DEFAULT_CONFIG} if it exists"
+        )
+        return added
+
+    run = command("run", _run, "Convert what is complete, then keep watching.")
+    run.add_argument(
+        "--once", action="store_true", help="convert what is complete, then exit (0: all fine, 1: an attempt failed)"
+    )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be converted to where, and why other steps not; write nothing",
+    )
+    run.add_argument(
+        "roots", nargs="*", metavar="ROOT", help="a run root, or a folder of them; replaces `roots` of the config"
+    )
+    status = command("status", _status, "Show every step that is known, and where it stands.")
+    status.add_argument("--json", action="store_true", help="for scripts")
+    retry = command("retry", _retry, "Forget the failures of a step or a run and try again.")
+    retry.add_argument("path", metavar="PATH", help="a step, or a run")
+    retry.add_argument(
+        "--accept-copy",
+        action="store_true",
+        help="it is a finished copy: convert although its shards are newer than .metadata",
+    )
+    command("check", _check, "Validate the configuration and say what it would do.")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from daemon import logs
+    from daemon.service import Service
+    from daemon.systemd import Notifier
+
+    def load() -> Settings:
+        return settings.load(config=options.config, roots=tuple(options.roots))
+
+    loaded = load()
+    if not loaded.roots:
+        print(f"dcp2hfd: {_EXAMPLE}", file=sys.stderr)
+        return USAGE
+    folder = settings.state_dir(loaded)
+    ledger = Ledger.rehearsal(folder) if options.dry_run else Ledger.open(folder)
+
+    async def serve() -> int:
+        service = Service(
+            loaded, ledger, logs.logger(), once=options.once, dry_run=options.dry_run, notifier=Notifier(), reload=load
+        )
+        return await service.run()
+
+    try:
+        return asyncio.run(serve())
+    finally:
+        ledger.close()
+
+
+def _status(options: argparse.Namespace) -> int:
+    from daemon import status
+
+    folder = settings.state_dir(settings.load(config=options.config))
+    ledger = Ledger.read(folder)
+    try:
+        status.show(ledger, folder, as_json=options.json)
+    finally:
+        if ledger is not None:
+            ledger.close()
+    return 0
+
+
+def _retry(options: argparse.Namespace) -> int:
+    folder = settings.state_dir(settings.load(config=options.config))
+    path = os.path.abspath(options.path)
+    if Ledger.read(folder) is None:
+        raise LedgerError(f"no ledger in {folder}: no daemon ran with this state_dir yet")
+    ledger = Ledger.open(folder)
+    try:
+        count = ledger.request(path, accept_copy=options.accept_copy)
+        running = any(daemon["what"] == "watch" for daemon in ledger.daemons())
+    finally:
+        ledger.close()
+    if not count:
+        print(f"dcp2hfd: no step at or below {path} is known in {folder}; see dcp2hfd status", file=sys.stderr)
+        return 1
+    when = "now" if running else "when a daemon runs"
+    print(f"{count} step{'s' if count > 1 else ''} at {path}: failures forgotten, taken up again {when}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    loaded = settings.load(config=options.config)
+    folder = settings.state_dir(loaded)
+    print(f"state_dir: {folder} ({mounts.of(str(folder)).type})")
+    print(f"workers: {loaded.workers}")
+    if not loaded.roots:
+        print(f"dcp2hfd: {_EXAMPLE}", file=sys.stderr)
+        return USAGE
+    for root in loaded.roots:
+        here = loaded.for_root(root)
+        uses = here.observer
+        if uses == "auto":
+            uses = "inotify" if mounts.has_events(root) else "polling"
+        print(f"root: {root} ({mounts.of(root).type}: {uses}, listed every {units.show_duration(here.poll_interval)})")
+        print(
+            f"  runs up to {here.max_depth} folders below, {here.order} step first, output {here.output}, dtype {here.dtype}"
+        )
+        if loaded.root.get(root):
+            print(f"  of its own: {', '.join(sorted(loaded.root[root]))}")
+    print("the configuration is valid; `dcp2hfd run --dry-run` says what it would do to each step")
+    return 0

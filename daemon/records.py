@@ -1,0 +1,67 @@
+"""Owns the words for what is remembered of a step: its states, a row of the ledger, the outcome of an attempt."""
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from converter.errors import Retry
+from daemon.messages import Answer
+
+
+class State(StrEnum):
+    """Where a step stands; the words of `status`."""
+
+    PENDING = "pending"
+    INCOMPLETE = "incomplete"
+    SUSPECT = "suspect"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    QUARANTINED = "quarantined"
+    FOREIGN = "foreign"
+    UNSUPPORTED = "unsupported"
+    VANISHED = "vanished"
+    REMOVED = "removed"
+
+
+class Row(msgspec.Struct, kw_only=True, frozen=True):
+    """What the ledger remembers of one save of a step. Times are seconds since the epoch."""
+
+    path: str
+    root: str
+    run: str
+    run_name: str
+    step: int
+    save_id: str = ""
+    """Empty until the step is complete."""
+    state: State = State.PENDING
+    reason: str = ""
+    error: str | None = None
+    hint: str = ""
+    attempts: int = 0
+    """Failed attempts since the last success or `retry`."""
+    next_attempt: float | None = None
+    wish: str = ""
+    """Dtype and shard size of the last success: what was asked for then."""
+    output: str | None = None
+    accept_copy: bool = False
+    complete_at: float | None = None
+    answer: Answer | None = None
+
+
+class Outcome(msgspec.Struct, kw_only=True, frozen=True):
+    """How an attempt ended."""
+
+    result: str
+    """succeeded, skipped, failed or interrupted."""
+    seconds: float = 0.0
+    event: dict[str, Any] = {}
+    """The converter's last event, as it said it."""
+    error: str | None = None
+    message: str = ""
+    path: str = ""
+    hint: str = ""
+    retry: Retry = Retry.BACKOFF
+    killed: bool = False
+    """It did not end by itself: something of it may be left in the output folder."""

@@ -1,0 +1,106 @@
+"""Owns the queue's rules: which job next, when again, when never again, and when there is no room. Pure."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from converter.errors import Retry
+from daemon.records import Outcome, State
+from daemon.settings import Settings
+
+
+class Job(NamedTuple):
+    """A conversion that may be started."""
+
+    path: str
+    root: str
+    run: str
+    step: int
+    not_before: float
+    """Epoch seconds."""
+    export_bytes: int
+
+
+class Next(NamedTuple):
+    """What follows an attempt for its step."""
+
+    state: State
+    attempts: int
+    next_attempt: float | None = None
+    pauses_root: bool = False
+
+
+def next_jobs(
+    jobs: Iterable[Job], *, slots: int, now: float, newest_first: Iterable[str] = (), last_started: Mapping[str, float]
+) -> list[Job]:
+    """The jobs to start on `slots` free workers.
+
+    Within a run by step (oldest first, but newest first in the roots of `newest_first`); among runs the one that
+    waited longest since its last start, so that one run's backlog does not hold up the others.
+    """
+    newest = set(newest_first)
+    by_run: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.not_before <= now:
+            by_run.setdefault(job.run, []).append(job)
+    for waiting in by_run.values():
+        waiting.sort(key=lambda job: job.step, reverse=waiting[0].root not in newest)
+    started = dict(last_started)
+    chosen: list[Job] = []
+    while by_run and len(chosen) < slots:
+        run = min(by_run, key=lambda name: (started.get(name, 0.0), name))
+        chosen.append(by_run[run].pop())
+        started[run] = now + len(chosen)
+        if not by_run[run]:
+            del by_run[run]
+    return chosen
+
+
+def backoff(attempts: int, settings: Settings, jitter: float) -> float:
+    """Seconds to wait after the `attempts`-th failure: doubling, capped, and up to a fifth less by `jitter` in [0, 1)."""
+    return min(settings.backoff_max, settings.backoff_initial * 2.0 ** max(0, attempts - 1)) * (1 - 0.2 * jitter)
+
+
+def has_room(job: Job, *, free_bytes: int, reserved: int, settings: Settings) -> bool:
+    """Whether the export fits beside what is being written, and leaves `min_free_space`."""
+    return free_bytes - reserved - job.export_bytes >= settings.min_free_space
+
+
+def after_failure(
+    outcome: Outcome,
+    attempts: int,
+    *,
+    now: float,
+    grace_ends: float,
+    pauses: int = 1,
+    settings: Settings,
+    jitter: float,
+) -> Next:
+    """What follows a failed attempt.
+
+    `attempts` counts the failures before it, `grace_ends` is when `config_grace` ends (epoch seconds), `pauses` how
+    often in a row the file system was full.
+    """
+    again = now + backoff(attempts + 1, settings, jitter)
+    match outcome.retry:
+        case Retry.NEVER:
+            return Next(State.QUARANTINED, attempts + 1)
+        case Retry.BACKOFF:
+            if attempts + 1 >= settings.max_attempts:
+                return Next(State.QUARANTINED, attempts + 1)
+            return Next(State.FAILED, attempts + 1, again)
+        case Retry.SPACE:
+            return Next(State.PENDING, attempts, now + backoff(pauses, settings, jitter), pauses_root=True)
+        case Retry.CONFIG:
+            if now >= grace_ends:
+                return Next(State.QUARANTINED, attempts + 1)
+            return Next(State.FAILED, attempts, min(again, max(grace_ends, now)))
+        case Retry.VANISHED:
+            return Next(State.VANISHED, attempts, again)
+        case Retry.INCOMPLETE:
+            return Next(State.INCOMPLETE, attempts, again)
+        case Retry.SUSPECT:
+            return Next(State.SUSPECT, attempts, again)
+        case Retry.UNSUPPORTED:
+            return Next(State.UNSUPPORTED, attempts)
+        case Retry.FOREIGN:
+            return Next(State.FOREIGN, attempts)

@@ -1,0 +1,249 @@
+"""Owns the loop: scanners' facts in, conversions out, `retry` and reload, readiness and watchdog, a clean stop.
+
+The rooms do the work (`watcher` a root, `tracker` the steps, `conversions` the queue); here they are wired. Nothing
+in this process touches a path below a root or reads a checkpoint.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+
+from daemon import worker
+from daemon.conversions import Command, Conversions
+from daemon.ledger import Ledger
+from daemon.logs import Logger
+from daemon.messages import FromScanner, Gone, Run, Said, Scanned, Scanning, Started, Step, Unreachable
+from daemon.records import State
+from daemon.settings import Settings, SettingsError
+from daemon.systemd import Notifier
+from daemon.tracker import Tracker
+from daemon.watcher import RootWatcher
+
+TICK = 1.0
+READY_AFTER = 10.0
+"""Seconds after which the service is ready even if a root's scanner has not begun: it may hang, others go on."""
+SETTLE_AT_MOST = 20.0
+"""Seconds for which `--once` waits for steps that are being copied or written."""
+
+
+class Service:
+    """One running daemon; with `once` it ends when all is done, with `dry_run` it only says what it would do."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        log: Logger,
+        *,
+        once: bool = False,
+        dry_run: bool = False,
+        notifier: Notifier | None = None,
+        reload: Callable[[], Settings] | None = None,
+        command: Command = worker.command,
+        scanner: Callable[[str], list[str]] | None = None,
+        clock: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings, self._ledger, self._log = settings, ledger, log
+        self._once, self._dry_run = once or dry_run, dry_run
+        self._notifier = notifier or Notifier({})
+        self._reload = reload
+        self._scanner = scanner
+        self._clock = clock
+        self._watchers: dict[str, RootWatcher] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tracker = Tracker(ledger, log, settings_of=self._settings_of, once=self._once, clock=clock)
+        self._conversions = Conversions(
+            self._tracker,
+            ledger,
+            log,
+            watchers=self._watchers,
+            once=self._once,
+            wake=lambda: self._wake.set(),
+            command=command,
+            clock=clock,
+            jitter=jitter,
+        )
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._began: set[str] = set()
+        """Roots whose first scan began, or which are known to be away."""
+        self._started_at = 0.0
+        self._is_ready = False
+        self._last_alive = float("-inf")
+        self._last_status = ""
+
+    async def run(self) -> int:
+        """Runs until SIGTERM or SIGINT or, with `once`, until all is done; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._started_at = time.monotonic()
+        self._ledger.register("once" if self._once else "watch")
+        self._log.info(
+            "daemon_started", pid=os.getpid(), roots=list(self._settings.roots), once=self._once, dry_run=self._dry_run
+        )
+        finished = False
+        try:
+            self._start_watchers()
+            while not self._stopping and not (finished := self._is_finished()):
+                self._wake.clear()
+                self._tick()
+                try:
+                    async with asyncio.timeout(TICK):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+            self._tracker.list_unsettled()
+            away = sum(watcher.is_reachable is False for watcher in self._watchers.values())
+        finally:
+            await self._let_go()
+        if not self._once:
+            return 0
+        if not finished:
+            return 130
+        return 1 if self._tracker.failures or self._conversions.failures or away else 0
+
+    def stop(self) -> None:
+        """Begins a clean stop."""
+        self._stopping = True
+        self._wake.set()
+
+    # The loop
+    def _tick(self) -> None:
+        now = self._clock()
+        if not self._once and self._ledger.changed():
+            for path in self._ledger.take_requests(self._settings.roots):
+                self._look_again(path)
+        self._tracker.tick(now)
+        if self._dry_run:
+            self._conversions.rehearse()
+        else:
+            self._conversions.start_due(self._settings, now)
+        self._tell_systemd()
+
+    def _on_message(self, root: str, message: FromScanner) -> None:
+        match message:
+            case Started(observer=observer, mount=mount):
+                self._log.info("root_watched", root=root, observer=observer, mount=mount)
+            case Run():
+                self._tracker.on_run(root, message)
+            case Step():
+                self._tracker.on_step(root, message)
+            case Gone():
+                self._tracker.on_gone(root, message)
+            case Said(event=event, path=path, message=text):
+                self._log.warning(event, root=root, path=path, message=text)
+                return
+            case Scanning() | Unreachable():
+                self._began.add(root)
+            case Scanned():
+                pass
+            case _:
+                return
+        self._wake.set()
+
+    def _is_finished(self) -> bool:
+        """With `once`: every root was looked at, nothing settles, nothing runs, nothing is left to start."""
+        if not self._once or len(self._conversions) or self._conversions.due():
+            return False
+        if any(watcher.is_reachable is None for watcher in self._watchers.values()):
+            return False
+        settles = any(watcher.is_reachable and watcher.settling for watcher in self._watchers.values())
+        return not settles or time.monotonic() - self._started_at > SETTLE_AT_MOST
+
+    def _look_again(self, path: str) -> None:
+        self._log.info("retry_asked", path=path)
+        for root, watcher in self._watchers.items():
+            if f"{path}/".startswith(f"{root.rstrip('/')}/") or f"{root}/".startswith(f"{path.rstrip('/')}/"):
+                watcher.look(path)
+
+    # Roots
+    def _settings_of(self, root: str) -> Settings | None:
+        watcher = self._watchers.get(root)
+        return watcher.settings if watcher is not None else None
+
+    def _start_watchers(self) -> None:
+        for root in self._settings.roots:
+            if root not in self._watchers:
+                self._watchers[root] = watcher = RootWatcher(
+                    root,
+                    self._settings.for_root(root),
+                    on_message=self._on_message,
+                    known=self._ledger.answers,
+                    log=self._log,
+                    read_only=self._dry_run,
+                    command=self._scanner(root) if self._scanner else None,
+                )
+                self._tasks[root] = asyncio.create_task(watcher.run())
+
+    async def _stop_watchers(self, roots: list[str]) -> None:
+        tasks = [self._tasks.pop(root) for root in roots]
+        for root, task in zip(roots, tasks, strict=True):
+            task.cancel()
+            del self._watchers[root]
+            self._tracker.forget_root(root)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Signals
+    def _on_hangup(self) -> None:
+        if self._reload is None or self._once:
+            return
+        self._notifier.reloading()
+        try:
+            new = self._reload()
+        except SettingsError as error:
+            self._log.error("config_invalid", message=str(error), hint="the settings from before stay in use")
+            self._notifier.ready(self._status())
+            return
+        asyncio.get_running_loop().create_task(self._apply(new))
+
+    async def _apply(self, new: Settings) -> None:
+        if new.state_dir != self._settings.state_dir:
+            self._log.warning("config_needs_restart", message="a new state_dir is used after a restart only")
+        self._settings = new
+        await self._stop_watchers(
+            [
+                root
+                for root, watcher in self._watchers.items()
+                if root not in new.roots or watcher.settings != new.for_root(root)
+            ]
+        )
+        self._start_watchers()
+        self._log.info("config_reloaded", roots=list(new.roots))
+        self._notifier.ready(self._status())
+        self._wake.set()
+
+    async def _let_go(self) -> None:
+        """Ends conversions, then scanners, within 10 s, and leaves nothing of ours in a checkpoint folder."""
+        self._notifier.stopping()
+        await self._conversions.stop()
+        await self._stop_watchers(list(self._watchers))
+        self._ledger.unregister()
+        self._log.info("daemon_stopped")
+
+    # systemd
+    def _tell_systemd(self) -> None:
+        now = time.monotonic()
+        if not self._is_ready and (len(self._began) >= len(self._watchers) or now - self._started_at > READY_AFTER):
+            self._is_ready = True
+            self._notifier.ready(self._status())
+        interval = self._notifier.watchdog_interval
+        if interval and now - self._last_alive >= interval:
+            self._last_alive = now
+            self._notifier.alive()
+        if self._is_ready and (status := self._status()) != self._last_status:
+            self._last_status = status
+            self._notifier.status(status)
+
+    def _status(self) -> str:
+        away = sum(watcher.is_reachable is False for watcher in self._watchers.values())
+        states = [tracked.verdict.state for tracked in self._tracker.waiting.values()]
+        return (
+            f"{len(self._watchers)} roots{f' ({away} unreachable)' if away else ''}, {len(self._conversions)} converting, "
+            f"{states.count(State.PENDING) + states.count(State.FAILED)} waiting, {states.count(State.QUARANTINED)} quarantined"
+        )

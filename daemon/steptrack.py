@@ -1,0 +1,146 @@
+"""Owns what a scanner knows of one step: when it is listed, when it is looked into, when an answer is believed.
+
+A step is *open* while a later listing may say something else of it; one that is settled is entered again only when
+its `.metadata` changed. Sizes come from a fresh listing and completeness from finding `.metadata` in it, never from
+probing for a name: NFS caches for half a minute that a name is not there.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from converter.listing import METADATA, SETTLE_SECONDS, Listing, kind_of, list_step
+from daemon.messages import Answer, Step
+from daemon.probe import ProbeError
+from daemon.published import Track
+
+SECOND_LOOK = 1.0
+"""Seconds until "gone", or "the same as before", is believed."""
+STALLED = 1800.0
+"""Seconds without a change after which an open step is listed at rescans only."""
+REWRITTEN = 2.0
+"""Seconds that shards must stay the same before a `.metadata` that was read before is read again."""
+
+Probe = Callable[[str, int], Answer]
+"""Looks into the step at a path whose `.metadata` has that many bytes; raises ProbeError."""
+
+
+class StepTrack:
+    """One step, from listing to listing. Times are the scanner's monotonic clock."""
+
+    __slots__ = (
+        "_believed",
+        "_has_asked",
+        "_metadata",
+        "_raw",
+        "_signature",
+        "answer",
+        "fingerprint",
+        "missing_since",
+        "path",
+        "published",
+        "reported",
+        "since",
+        "wake_at",
+    )
+
+    def __init__(self, path: str, known: Answer | None = None) -> None:
+        self.path = path
+        self.fingerprint = ""
+        self.since = 0.0
+        """When this fingerprint was first seen."""
+        self.answer: Answer | None = None
+        """What the step is, as far as it is believed."""
+        self.published: tuple[Track, ...] = ()
+        self.missing_since: float | None = None
+        self.reported: Step | None = None
+        self.wake_at: float | None = None
+        """When to look again before the next scan."""
+        self._raw: Answer | None = known
+        """What looking into it gave; holds for its fingerprint."""
+        self._believed = known is not None
+        """It needs no settling: an earlier life waited for that."""
+        self._metadata: tuple[int, int] | None = None
+        self._has_asked = False
+        self._signature: tuple[int, int, int] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a later listing may say something else of it."""
+        return self.answer is None or self.answer.state in ("incomplete", "settling", "suspect")
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether nothing changed for so long that a rescan is soon enough."""
+        return self.answer is not None and now - self.since > STALLED
+
+    def forget(self) -> None:
+        """The next look is as if it were the first."""
+        self.answer = self.reported = self._raw = self._metadata = self._signature = None
+        self._has_asked = False
+        self.published = ()
+
+    def look(self, probe: Probe, now: float) -> str | None:
+        """Brings `answer` up to date; returns what went wrong on the way, if anything.
+
+        Raises FileNotFoundError where the step is not there, OSError where it cannot be listed.
+        """
+        self.wake_at = None
+        if not self.is_open and self._signature is not None and self._look_at_signature() == self._signature:
+            return None
+        listing = list_step(Path(self.path))
+        fingerprint = listing.fingerprint
+        if fingerprint != self.fingerprint:
+            self.fingerprint, self.since = fingerprint, now
+        problem = None
+        if self._raw is None or self._raw.fingerprint != fingerprint:
+            self._raw, self._believed = None, False
+            self.answer, problem = self._look_into(listing, probe, now)
+        if self._raw is not None:
+            self.answer = self._raw if self._believed else self._settle(self._raw, now)
+        self._signature = None if self.is_open else self._look_at_signature()
+        return problem
+
+    def _look_into(self, listing: Listing, probe: Probe, now: float) -> tuple[Answer, str | None]:
+        """The answer for this listing: at once where it tells all, else from a probing process."""
+        metadata = listing.get(METADATA)
+        if metadata is None and not listing.links and kind_of(listing) in ("dcp", "unknown"):
+            return Answer(state="incomplete", reason="no .metadata yet"), None
+        known = (metadata.size, metadata.mtime_ns) if metadata else None
+        # Over an old `.metadata` shards are rewritten, maybe for minutes: it is read again only once they stay the same.
+        if self._has_asked and known == self._metadata and now - self.since < REWRITTEN:
+            self.wake_at = now + REWRITTEN
+            return Answer(state="settling", reason="being written"), None
+        try:
+            answer = probe(self.path, metadata.size if metadata else 0)
+        except ProbeError as error:
+            return Answer(state="incomplete", reason="could not be looked into", error="MachineFailure"), str(error)
+        self._metadata, self._has_asked = known, True
+        if answer.fingerprint and answer.fingerprint != listing.fingerprint:
+            self.wake_at = now + SECOND_LOOK
+            return Answer(state="settling", reason="being written"), None
+        self._raw = msgspec.structs.replace(answer, fingerprint=listing.fingerprint)
+        return self._raw, None
+
+    def _settle(self, answer: Answer, now: float) -> Answer:
+        """What may be the middle of a write or of a copy is believed once the listing stayed the same for 10 s."""
+        if answer.state not in ("settling", "damaged"):
+            return answer
+        if now - self.since >= SETTLE_SECONDS:
+            believed = (
+                msgspec.structs.replace(answer, state="complete", reason="") if answer.state == "settling" else answer
+            )
+            self._raw, self._believed = believed, True
+            return believed
+        self.wake_at = self.since + SETTLE_SECONDS
+        return msgspec.structs.replace(answer, state="settling")
+
+    def _look_at_signature(self) -> tuple[int, int, int] | None:
+        """What changes when a settled step is saved again, for one stat."""
+        is_dcp = self.answer is not None and self.answer.format == "dcp"
+        try:
+            found = os.stat(os.path.join(self.path, METADATA) if is_dcp else self.path, follow_symlinks=False)
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns

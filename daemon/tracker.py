@@ -1,0 +1,258 @@
+"""Owns the steps under watch: judges what scanners report, remembers it in the ledger, and says what is news.
+
+In memory are only the steps that wait for something; what is settled lies in the ledger.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from daemon import verdict
+from daemon.ledger import Ledger
+from daemon.logs import Logger
+from daemon.messages import Gone, Run, Step
+from daemon.records import Row, State
+from daemon.settings import Settings
+from daemon.verdict import Block, Verdict
+
+WAITING = frozenset({State.PENDING, State.FAILED, State.RUNNING, State.INCOMPLETE, State.SUSPECT, State.QUARANTINED})
+"""States that may change without a new fact about the step."""
+LISTED = frozenset({State.INCOMPLETE, State.SUSPECT, State.FOREIGN, State.UNSUPPORTED})
+"""States that `--once` lists and does not count as failures."""
+
+
+class Tracked(NamedTuple):
+    """A step that waits for something."""
+
+    root: str
+    facts: Step
+    verdict: Verdict
+
+
+class Tracker:
+    """Judges steps; `settings_of` gives a root's settings, or None for one that is watched no longer."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        log: Logger,
+        *,
+        settings_of: Callable[[str], Settings | None],
+        once: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self._ledger, self._log = ledger, log
+        self._settings_of = settings_of
+        self._once = once
+        self._clock = clock
+        self.waiting: dict[str, Tracked] = {}
+        self.runs: dict[str, Run] = {}
+        self.tried: set[str] = set()
+        """With `--once`: steps that had their one attempt."""
+        self.failures = 0
+        """With `--once`: steps that no attempt can convert."""
+        self._listed: set[str] = set()
+        self._unseen: set[str] = set()
+        """Published by this process and not seen by a scanner yet: not removed by anybody."""
+
+    # What scanners report
+    def on_run(self, root: str, run: Run) -> None:
+        """A run appeared, or its run config changed."""
+        self.runs[run.run] = run
+        config = run.config
+        if (
+            config is not None
+            and config.conflict
+            and self._ledger.say_once(run.run, "run_config_conflict", config.sha256 + config.conflict)
+        ):
+            message = f"used {config.path}; {config.conflict} says otherwise of {', '.join(config.differs)}"
+            self._log.warning(
+                "run_config_conflict",
+                root=root,
+                run=run.name,
+                path=run.run,
+                message=message,
+                differs=list(config.differs),
+            )
+        self.judge_run(run.run)
+
+    def on_step(self, root: str, facts: Step) -> None:
+        """A step appeared or changed: judges it, remembers the verdict, says what is news."""
+        path = facts.path
+        settings = self._settings_of(root)
+        if settings is None:
+            return
+        if any(found.ours for found in facts.published):
+            self._unseen.discard(path)
+        if (known := self.waiting.get(path)) and known.verdict.state == State.RUNNING:
+            self.waiting[path] = known._replace(facts=facts)
+            return
+        before = self._ledger.row(path)
+        row = self.row(root, facts)
+        is_same_save = before is not None and before.save_id == row.save_id
+        is_complete = facts.answer.state == "complete" or (facts.answer.state == "suspect" and row.accept_copy)
+        now = self._clock()
+        if is_complete and row.complete_at is None:
+            row = msgspec.structs.replace(row, complete_at=now)
+        run = self.runs.get(facts.run)
+        judged = verdict.judge(
+            facts,
+            run,
+            row if is_same_save else None,
+            self._ledger.block(facts.run),
+            settings,
+            now=now,
+            fresh=self._once and path not in self.tried,
+        )
+        if judged.state == State.REMOVED and path in self._unseen:
+            judged = Verdict(State.DONE)
+        is_final = facts.answer.state not in ("incomplete", "settling")
+        is_done = judged.state == State.DONE
+        new = msgspec.structs.replace(
+            row,
+            state=judged.state,
+            reason="" if is_done else judged.reason,
+            error=judged.error,
+            hint=judged.hint,
+            next_attempt=judged.not_before or None,
+            answer=facts.answer if is_final and facts.answer.fingerprint else None,
+            wish=verdict.wish(run, settings) if is_done else row.wish,
+        )
+        if new != before:
+            self._ledger.put(new)
+        log = self.step_log(root, facts)
+        if before is None:
+            log.info("step_discovered", state=facts.answer.state)
+        if is_complete and not (is_same_save and before is not None and before.complete_at is not None):
+            log.info("step_complete", save_id=row.save_id, model_bytes=facts.answer.model_bytes)
+        self._say(log, before if is_same_save else None, judged, facts)
+        self.keep(path, Tracked(root, facts, judged))
+
+    def on_gone(self, root: str, message: Gone) -> None:
+        """A step was purged."""
+        row = self._ledger.row(message.path)
+        tracked = self.waiting.get(message.path)
+        if row is None or (tracked and tracked.verdict.state == State.RUNNING):
+            return
+        self.waiting.pop(message.path, None)
+        if row.state not in (State.DONE, State.VANISHED):
+            self._ledger.put(
+                msgspec.structs.replace(
+                    row, state=State.VANISHED, reason="the step is gone", error=None, hint="", next_attempt=None
+                )
+            )
+            log = self._log.bind(root=root, run=row.run_name, step=row.step, path=row.path)
+            log.info("step_vanished", message="the step is gone", before=str(row.state))
+
+    # What time and conversions change
+    def tick(self, now: float) -> None:
+        """Judges again what time alone changes: the end of `config_grace`."""
+        for tracked in list(self.waiting.values()):
+            judged = tracked.verdict
+            if judged.state == State.PENDING and judged.error in verdict.CONFIG_ERRORS and judged.not_before <= now:
+                self.on_step(tracked.root, tracked.facts)
+
+    def judge_run(self, run: str) -> None:
+        """Judges the waiting steps of a run again."""
+        for tracked in list(self.waiting.values()):
+            if tracked.facts.run == run:
+                self.on_step(tracked.root, tracked.facts)
+
+    def keep(self, path: str, tracked: Tracked) -> None:
+        """Keeps a step in mind as long as it waits for something."""
+        if tracked.verdict.state in WAITING:
+            self.waiting[path] = tracked
+        else:
+            self.waiting.pop(path, None)
+
+    def published(self, path: str, latest: Step) -> None:
+        """A step was published by this process; the scanner may have seen it already."""
+        if not any(found.ours for found in latest.published):
+            self._unseen.add(path)
+        self.waiting.pop(path, None)
+
+    def forget_root(self, root: str) -> None:
+        """A root is watched no longer."""
+        self.waiting = {
+            path: tracked
+            for path, tracked in self.waiting.items()
+            if tracked.root != root or tracked.verdict.state == State.RUNNING
+        }
+
+    # What others ask
+    def row(self, root: str, facts: Step) -> Row:
+        """The ledger's row of this very save, or a new one."""
+        row = self._ledger.row(facts.path)
+        save_id = facts.answer.save_id or ""
+        if row is not None and row.save_id in ("", save_id):
+            return msgspec.structs.replace(row, save_id=save_id)
+        return Row(
+            path=facts.path,
+            root=root,
+            run=facts.run,
+            run_name=self.run_name(facts.run),
+            step=facts.step,
+            save_id=save_id,
+        )
+
+    def run_name(self, run: str) -> str:
+        """A run's name in logs."""
+        found = self.runs.get(run)
+        return found.name if found is not None else os.path.basename(run)
+
+    def step_log(self, root: str, facts: Step) -> Logger:
+        """A logger for lines about a step."""
+        return self._log.bind(root=root, run=self.run_name(facts.run), step=facts.step, path=facts.path)
+
+    # Saying
+    def list_unsettled(self) -> None:
+        """With `once`, at the end: names what was still being written."""
+        for tracked in self.waiting.values() if self._once else ():
+            if tracked.facts.answer.state == "settling":
+                log = self.step_log(tracked.root, tracked.facts)
+                log.info("conversion_skipped", reason="incomplete", message=tracked.facts.answer.reason)
+
+    def block(self, root: str, facts: Step, block: Block, fields: dict[str, Any]) -> None:
+        """Nothing of this run can be converted: remembers it, and says it once."""
+        self._ledger.set_block(facts.run, block)
+        self._say_unsupported(self.step_log(root, facts), facts.run, fields)
+        self.judge_run(facts.run)
+
+    def _say_unsupported(self, log: Logger, run: str, fields: dict[str, Any]) -> None:
+        if self._ledger.say_once(run, "run_unsupported", str(fields.get("message"))):
+            log.warning("run_unsupported", **fields)
+
+    def _say(self, log: Logger, before: Row | None, judged: Verdict, facts: Step) -> None:
+        """One line where the state or its reason is news; with `--once` also, once, what is only listed."""
+        is_news = before is None or (before.state, before.reason) != (judged.state, judged.reason)
+        lists = (
+            self._once
+            and (judged.state in LISTED or judged.state == State.QUARANTINED)
+            and facts.answer.state != "settling"
+        )
+        if lists and facts.path not in self._listed | self.tried:
+            self._listed.add(facts.path)
+            is_news = True
+        if not is_news:
+            return
+        fields: dict[str, Any] = {"message": judged.reason}
+        fields |= {"error": judged.error, "hint": judged.hint} if judged.error else {}
+        match judged.state:
+            case State.DONE if before is None or before.state != State.DONE:
+                log.info("conversion_skipped", reason="up_to_date")
+            case State.SUSPECT | State.FOREIGN | State.REMOVED:
+                log.warning("conversion_skipped", reason=str(judged.state), **fields | {"hint": judged.hint})
+            case State.UNSUPPORTED if judged.error == "NoModelInStep":
+                log.info("conversion_skipped", reason="no_model", **fields)
+            case State.UNSUPPORTED:
+                self._say_unsupported(log, facts.run, fields)
+                log.info("conversion_skipped", reason="unsupported", **fields)
+            case State.QUARANTINED:
+                self.failures += self._once
+                log.error("conversion_failed", attempt=0, quarantined=True, retry_at=None, **fields)
+            case State.INCOMPLETE if lists:
+                log.info("conversion_skipped", reason="incomplete", **fields)
+            case State.PENDING if judged.reason:
+                log.info("step_waiting", **fields)

@@ -1,0 +1,51 @@
+"""Owns how durations and sizes are written: `"10s"` and `"50GB"` in, seconds and bytes out, and back."""
+
+import re
+
+DURATIONS = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+SIZES = {
+    "B": 1,
+    **{f"{prefix}B": 1000**power for power, prefix in enumerate("kMGTP", start=1)},
+    **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGTP", start=1)},
+    "KB": 1000,
+}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def duration(text: str) -> float:
+    """Seconds of `"90"`, `"90s"`, `"1.5min"`, `"2h"`, `"1d"`, `"250ms"`. Raises ValueError."""
+    return _quantity(text, DURATIONS, "s")
+
+
+def size(text: str) -> int:
+    """Bytes of `"50GB"` (decimal, as transformers reads it), `"2GiB"`, `"1000"`. Raises ValueError."""
+    return int(_quantity(text, SIZES, "B"))
+
+
+def _quantity(text: str, units: dict[str, float] | dict[str, int], bare: str) -> float:
+    match = _QUANTITY.fullmatch(text)
+    if match is None or (match[2] or bare) not in units:
+        raise ValueError(f"{text!r} is not a number with one of the units {', '.join(units)}")
+    return float(match[1]) * units[match[2] or bare]
+
+
+def show_duration(seconds: float) -> str:
+    """A duration as a person writes it: `10s`, `2min`, `1h`, `1.5s`."""
+    for unit in ("d", "h", "min"):
+        if seconds and seconds % DURATIONS[unit] == 0:
+            return f"{seconds / DURATIONS[unit]:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
+def show_size(count: int) -> str:
+    """A configured size as a person wrote it, exactly: `50GB`, `512MiB`, `1234B`."""
+    for unit in ("TB", "GB", "MB", "kB", "TiB", "GiB", "MiB", "KiB"):
+        if count and count % SIZES[unit] == 0:
+            return f"{count // SIZES[unit]}{unit}"
+    return f"{count}B"
+
+
+def about(count: int) -> str:
+    """A measured size in three digits: `1.19GB`."""
+    unit = next((unit for unit in ("TB", "GB", "MB", "kB") if count >= SIZES[unit]), "B")
+    return f"{count / SIZES[unit]:.3g}{unit}"

@@ -1,0 +1,151 @@
+"""Owns the judgement of one step: from what the scanner saw and what the ledger remembers, the state it is in. Pure."""
+
+from typing import NamedTuple
+
+from converter import layout
+from daemon.messages import Run, Step
+from daemon.records import Row, State
+from daemon.settings import Settings
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CONFIG_ERRORS = frozenset({"RunConfigMissing", "RunConfigUnreadable"})
+
+
+class Verdict(NamedTuple):
+    """A step's state, why, and when it may be tried (epoch seconds; 0: at once)."""
+
+    state: State
+    reason: str = ""
+    error: str | None = None
+    hint: str = ""
+    not_before: float = 0.0
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a conversion should be started, at `not_before`."""
+        return self.state in (State.PENDING, State.FAILED)
+
+
+class Block(NamedTuple):
+    """Why nothing of a run can be converted: said once per run."""
+
+    error: str
+    reason: str
+    hint: str
+
+
+def judge(
+    step: Step,
+    run: Run | None,
+    row: Row | None,
+    block: Block | None,
+    settings: Settings,
+    *,
+    now: float,
+    fresh: bool = False,
+) -> Verdict:
+    """The verdict on a step; `row` is of this very save; `fresh` takes up what failed or was removed (`--once`)."""
+    answer = step.answer
+    if answer.state in ("complete", "suspect") and _is_published(step, run, row, settings):
+        return Verdict(State.DONE, "up_to_date")
+    match answer.state:
+        case "incomplete" | "settling":
+            return Verdict(State.INCOMPLETE, answer.reason, answer.error, answer.hint)
+        case "suspect" if row is None or not row.accept_copy:
+            hint = f"if it is a finished copy: dcp2hfd retry {step.path} --accept-copy"
+            return Verdict(State.SUSPECT, answer.reason, "StepSuspect", hint)
+        case "unsupported" | "no_model":
+            return Verdict(State.UNSUPPORTED, answer.reason, answer.error, answer.hint)
+        case "damaged":
+            return Verdict(State.QUARANTINED, answer.reason, answer.error, answer.hint)
+    if block is not None:
+        return Verdict(State.UNSUPPORTED, block.reason, block.error, block.hint)
+    if foreign := _foreign(step, run, settings):
+        return foreign
+    if row is not None and not fresh:
+        if row.state in (State.DONE, State.REMOVED) and not any(p.ours for p in step.published):
+            return Verdict(
+                State.REMOVED,
+                "the published directory was removed",
+                hint=f"to have it again: dcp2hfd retry {step.path}",
+            )
+        if row.state == State.QUARANTINED and not (
+            row.error in CONFIG_ERRORS and run is not None and run.config is not None
+        ):
+            return Verdict(State.QUARANTINED, row.reason, row.error, row.hint)
+    if (run is None or run.config is None) and not fresh:
+        return _without_config(run, row, settings, now)
+    if row is not None and row.state == State.FAILED and not fresh:
+        return Verdict(State.FAILED, row.reason, row.error, row.hint, row.next_attempt or 0.0)
+    return Verdict(State.PENDING)
+
+
+def wish(run: Run | None, settings: Settings) -> str:
+    """Dtype and shard size that are asked for now."""
+    return f"{_dtype(run, settings)}/{settings.max_shard_size}"
+
+
+def export_bytes(step: Step, run: Run | None, settings: Settings) -> int:
+    """About the bytes that the export of a step takes (a tied head, which it leaves out, counted in)."""
+    return step.answer.model_elements * ITEM_BYTES.get(_dtype(run, settings), 4)
+
+
+def place(step: Step, run: Run | None, settings: Settings) -> str:
+    """Where a step is published: alongside or subdirectory.
+
+    `auto` is alongside unless TorchTitan up to 0.3.0 would be hurt: `keep_latest_k` 2 leaves no complete checkpoint
+    during a save where siblings count, and an index beside makes it take the export for a checkpoint to resume from.
+    """
+    if settings.output != "auto":
+        return settings.output
+    keep = run.config.keep_latest_k if run is not None and run.config is not None else None
+    return "subdirectory" if keep == 2 or export_bytes(step, run, settings) > settings.max_shard_size else "alongside"
+
+
+def folder(step: Step, run: Run | None, settings: Settings) -> str:
+    """The folder in which `step-N-hf` is made."""
+    return f"{step.run}/{layout.SUBDIRECTORY}" if place(step, run, settings) == "subdirectory" else step.run
+
+
+def remaining(keep_latest_k: int) -> int:
+    """Complete checkpoints that TorchTitan up to 0.3.0 leaves during a save where each has a sibling `step-N-hf`."""
+    return (keep_latest_k - 1) // 2
+
+
+def _dtype(run: Run | None, settings: Settings) -> str:
+    if settings.dtype != "auto":
+        return settings.dtype
+    return run.config.dtype if run is not None and run.config is not None else "auto"
+
+
+def _is_published(step: Step, run: Run | None, row: Row | None, settings: Settings) -> bool:
+    """Whether either place holds what is asked for; or what the converter said was that, when it was asked the same.
+
+    The second: a step may have a run config of its own, of which only the converter knows.
+    """
+    if any(p.up_to_date and p.ours for p in step.published):
+        return True
+    asked_before = row is not None and row.state == State.DONE and row.wish == wish(run, settings)
+    return asked_before and any(p.ours and p.save_id == step.answer.save_id for p in step.published)
+
+
+def _foreign(step: Step, run: Run | None, settings: Settings) -> Verdict | None:
+    where = place(step, run, settings)
+    found = next((p for p in step.published if p.place == where and not p.ours), None)
+    if found is None or settings.overwrite_foreign:
+        return None
+    what = f"it holds {', '.join(found.foreign)}" if found.foreign else "it has no manifest of ours"
+    reason = f"{layout.published_name(step.step)} is somebody else's: {what}"
+    return Verdict(State.FOREIGN, reason, "OutputForeign", "move it away, or set overwrite_foreign")
+
+
+def _without_config(run: Run | None, row: Row | None, settings: Settings, now: float) -> Verdict:
+    """Users' launchers write the run config after the first step, and not at once: waited for, then given up."""
+    since = row.complete_at if row is not None and row.complete_at is not None else now
+    until = since + settings.config_grace
+    error = (run and run.error) or "RunConfigMissing"
+    reason = (run and run.message) or "no run config yet"
+    hint = (run and run.hint) or ""
+    if now < until:
+        return Verdict(State.PENDING, f"waiting for the run config: {reason}", error, hint, until)
+    return Verdict(State.QUARANTINED, reason, error, hint)

@@ -1,0 +1,52 @@
+"""Runs the real service with a stand-in converter: `serve.py STATE_DIR [--once|--dry-run] [--scanner-of ROOT=CODE] KEY=VALUE… ROOT…`."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from daemon import logs, settings
+from daemon.ledger import Ledger
+from daemon.service import Service
+from daemon.settings import Settings
+from daemon.systemd import Notifier
+from daemon.worker import Request
+
+STUB = Path(__file__).with_name("stub_converter.py")
+
+
+def command(request: Request, _: Settings) -> list[str]:
+    return [sys.executable, "-P", str(STUB), request.path, request.folder]
+
+
+def main() -> int:
+    state, *rest = sys.argv[1:]
+    once, dry_run = "--once" in rest, "--dry-run" in rest
+    stubs = dict(
+        argument.removeprefix("--scanner-of=").split("=", 1)
+        for argument in rest
+        if argument.startswith("--scanner-of=")
+    )
+    config = next((argument.removeprefix("--config=") for argument in rest if argument.startswith("--config=")), None)
+    roots = tuple(argument for argument in rest if not argument.startswith("--"))
+
+    def scanner(root: str) -> list[str]:
+        from daemon import process
+
+        return [sys.executable, "-c", stubs[root]] if root in stubs else process.python("daemon.scanner")
+
+    async def serve() -> int:
+        service = Service(
+            loaded, ledger, logs.logger(), once=once, dry_run=dry_run, notifier=Notifier(), reload=load, command=command, scanner=scanner,
+            jitter=lambda: 0.0,
+        )  # fmt: skip
+        return await service.run()
+
+    def load() -> Settings:
+        return settings.load(config=config, roots=roots, default="/nonexistent")
+
+    loaded = load()
+    ledger = Ledger.rehearsal(Path(state)) if dry_run else Ledger.open(Path(state))
+    return asyncio.run(serve())
+
+
+sys.exit(main())

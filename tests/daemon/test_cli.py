@@ -1,0 +1,199 @@
+"""The `dcp2hfd` command: what it prints, what it exits with, and how light it stays."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daemon.ledger import Ledger
+from daemon.messages import Answer
+from daemon.records import Outcome, State
+from tests.daemon.conftest import row
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def dcp2hfd(*arguments: str, state: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = (
+        {name: value for name, value in os.environ.items() if not name.startswith("DCP2HF_")}
+        | {"NO_COLOR": "1"}
+        | environ
+    )
+    if state is not None:
+        env["DCP2HF_STATE_DIR"] = str(state)
+    return subprocess.run(
+        [sys.executable, "-m", "daemon", *arguments],
+        env=env,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A ledger of one run: a step that is done, one that failed, one in quarantine."""
+    ledger = Ledger.open(tmp_path / "state")
+    done = row(10, state=State.DONE, output="/r/a/step-10-hf", answer=Answer(state="complete", model_bytes=4000))
+    ledger.put(done)
+    identity = ledger.begin_attempt(done, 1_700_000_000.0)
+    ledger.end_attempt(
+        identity,
+        Outcome(result="succeeded", seconds=4.0, event={"duration_seconds": 3.5, "bytes_written": 1_190_000_000}),
+        0.0,
+    )
+    ledger.put(row(20, state=State.FAILED, error="MachineFailure", reason="EIO", attempts=2, next_attempt=4e9))
+    ledger.put(
+        row(
+            30,
+            state=State.QUARANTINED,
+            error="NonFiniteTensor",
+            reason="NaN in layers.0\x1b[2J",
+            hint="look at the run",
+        )
+    )
+    ledger.close()
+    return tmp_path / "state"
+
+
+@pytest.mark.parametrize("module", ["daemon.service", "daemon.cli", "daemon.scanner"])
+def test_the_light_side_imports_nothing_heavy(module: str) -> None:
+    heavy = (
+        "torch",
+        "numpy",
+        "safetensors",
+        "transformers",
+        "torchtitan",
+        "rich",
+        "typer",
+        "pydantic",
+        "prometheus_client",
+    )
+    code = f"import sys, {module}; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"
+
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_no_root_anywhere_is_a_usage_error_with_an_example(tmp_path: Path) -> None:
+    said = dcp2hfd("run", state=tmp_path / "state")
+
+    assert said.returncode == 2
+    assert "dcp2hfd run /checkpoints" in said.stderr
+    assert 'roots = ["/checkpoints"]' in said.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_wrong_setting_is_a_usage_error_in_one_line(tmp_path: Path) -> None:
+    said = dcp2hfd("run", str(tmp_path), DCP2HF_WORKERZ="1")
+
+    assert said.returncode == 2
+    assert said.stderr == "dcp2hfd: unknown environment variable DCP2HF_WORKERZ; did you mean 'DCP2HF_WORKERS'?\n"
+
+
+def test_status_for_scripts_has_every_step_with_its_figures(state: Path) -> None:
+    said = json.loads(dcp2hfd("status", "--json", state=state).stdout)
+
+    assert said["daemons"] == []
+    (run,) = said["runs"]
+    assert (run["root"], run["run"], run["path"]) == ("/r", "a", "/r/a")
+    done, failed, quarantined = run["steps"]
+    assert (done["state"], done["attempts"], done["duration_seconds"], done["bytes_written"]) == (
+        "done",
+        1,
+        3.5,
+        1_190_000_000,
+    )
+    assert (failed["state"], failed["error"], failed["failed_attempts"], failed["retry_at"]) == (
+        "failed",
+        "MachineFailure",
+        2,
+        "2096-10-02T07:06:40Z",
+    )
+    assert (quarantined["state"], quarantined["hint"]) == ("quarantined", "look at the run")
+
+
+def test_status_for_people_is_a_plain_table_when_piped(state: Path) -> None:
+    said = dcp2hfd("status", state=state)
+
+    assert said.returncode == 0
+    assert "daemon: not running" in said.stdout
+    line = next(line for line in said.stdout.splitlines() if line.startswith("10 "))
+    assert line.split() == ["10", "done", "1", "3.5", "s", "1.19GB", "/r/a/step-10-hf"]
+    assert "\x1b" not in said.stdout
+
+
+def test_status_on_a_terminal_is_a_table_too(state: Path) -> None:
+    env = os.environ | {"DCP2HF_STATE_DIR": str(state), "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}
+    said = subprocess.run(
+        ["script", "-qec", f"{sys.executable} -m daemon status", "/dev/null"], env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )  # fmt: skip
+
+    assert "quarantined" in said.stdout
+    assert "\x1b[2J" not in said.stdout
+
+
+def test_status_without_a_ledger_says_so(tmp_path: Path) -> None:
+    said = dcp2hfd("status", state=tmp_path / "none")
+
+    assert (said.returncode, "no step is known yet" in said.stdout) == (0, True)
+    assert json.loads(dcp2hfd("status", "--json", state=tmp_path / "none").stdout)["runs"] == []
+
+
+def test_status_of_a_step_that_a_dead_daemon_left_running_is_pending(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "state")
+    ledger.put(row(10, state=State.RUNNING))
+    ledger.close()
+
+    (run,) = json.loads(dcp2hfd("status", "--json", state=tmp_path / "state").stdout)["runs"]
+    assert run["steps"][0]["state"] == "pending"
+
+
+def test_retry_forgets_failures_and_says_how_many(state: Path) -> None:
+    said = dcp2hfd("retry", "/r/a", state=state)
+
+    assert said.returncode == 0
+    assert "3 steps at /r/a" in said.stdout
+    (run,) = json.loads(dcp2hfd("status", "--json", state=state).stdout)["runs"]
+    assert [step["state"] for step in run["steps"]] == ["done", "pending", "pending"]
+
+
+def test_retry_of_something_unknown_is_an_error(state: Path, tmp_path: Path) -> None:
+    assert dcp2hfd("retry", "/r/b", state=state).returncode == 1
+    assert dcp2hfd("retry", "/r/a", state=tmp_path / "none").returncode == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_check_says_what_it_would_do(tmp_path: Path) -> None:
+    config = tmp_path / "dcp2hf.toml"
+    config.write_text(
+        f'roots = ["{tmp_path}/a"]\nstate_dir = "state"\n[root."{tmp_path}/b"]\nobserver = "polling"\npoll_interval = "1min"'
+    )
+    said = dcp2hfd("check", "--config", str(config))
+
+    assert said.returncode == 0
+    assert f"state_dir: {tmp_path}/state" in said.stdout
+    assert f"root: {tmp_path}/b" in said.stdout
+    assert "polling, listed every 1min" in said.stdout
+    assert not (tmp_path / "state").exists()
+
+
+def test_check_refuses_what_run_would_refuse(tmp_path: Path) -> None:
+    config = tmp_path / "dcp2hf.toml"
+    config.write_text("polling = true")
+
+    assert dcp2hfd("check", "--config", str(config)).returncode == 2
+    assert dcp2hfd("check", "--config", str(tmp_path / "none.toml")).returncode == 2
+
+
+def test_a_folder_that_cannot_hold_the_ledger_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = dcp2hfd("run", "--once", str(tmp_path), state=tmp_path / "file")
+
+    assert said.returncode == 1
+    assert "state_dir" in said.stderr
+    assert "Traceback" not in said.stderr

@@ -1,0 +1,586 @@
+"""The whole daemon, its real scanners and ledger, with a stand-in converter: what it does when, and how it ends."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.ledger import Ledger
+from tests.daemon.conftest import add_step
+
+REPOSITORY = Path(__file__).parents[2]
+MakeRun = Callable[..., Path]
+FAST = {"DCP2HF_POLL_INTERVAL": "0.3", "DCP2HF_BACKOFF_INITIAL": "0.2", "DCP2HF_CONFIG_GRACE": "1s"}
+
+
+class Daemon:
+    """A running service and its log."""
+
+    def __init__(self, state: Path, *arguments: str, **environ: str) -> None:
+        self.log: list[dict[str, Any]] = []
+        env = (
+            {name: value for name, value in os.environ.items() if not name.startswith("DCP2HF_")}
+            | FAST
+            | {"PYTHONPATH": str(REPOSITORY)}
+            | environ
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("serve.py")), str(state), *arguments],
+            env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log.append(json.loads(line))
+
+    def events(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        return [said for said in list(self.log) if said["event"] == event and fields.items() <= said.items()]
+
+    def wait_for(self, event: str, count: int = 1, seconds: float = 20.0, **fields: Any) -> dict[str, Any]:
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            if len(found := self.events(event, **fields)) >= count:
+                return found[count - 1]
+            if self.process.poll() is not None:
+                self._reader.join(2)
+                if len(found := self.events(event, **fields)) >= count:
+                    return found[count - 1]
+                break
+            time.sleep(0.02)
+        said = "\n".join(map(json.dumps, self.log))
+        raise AssertionError(f"no {event} {fields} in\n{said}\n{self.process.poll()}")
+
+    def end(self, seconds: float = 30.0) -> int:
+        code = self.process.wait(seconds)
+        self._reader.join(2)
+        return code
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.end()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    daemons: list[Daemon] = []
+
+    def begin(*arguments: str, **environ: str) -> Daemon:
+        daemons.append(Daemon(tmp_path / "state", *arguments, **environ))
+        return daemons[-1]
+
+    yield begin
+    for daemon in daemons:
+        if daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.process.wait()
+
+
+Start = Callable[..., Daemon]
+
+
+def states(tmp_path: Path) -> dict[int, str]:
+    ledger = Ledger.read(tmp_path / "state")
+    assert ledger is not None
+    return {row.step: str(row.state) for row in ledger.rows()}
+
+
+def conversions(run: Path) -> list[str]:
+    return (run / "conversions").read_text().split() if (run / "conversions").exists() else []
+
+
+def test_once_converts_all_that_is_complete_oldest_first_and_ends_with_0(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 9, 10, 100)
+    (make_run("a") / "step-200").mkdir()
+    daemon = start("--once", str(tmp_path / "root"))
+
+    assert daemon.end() == 0
+    assert conversions(run) == ["step-9", "step-10", "step-100"]
+    assert states(tmp_path) == {9: "done", 10: "done", 100: "done", 200: "incomplete"}
+    assert daemon.events("conversion_skipped", reason="incomplete", step=200)
+    assert not [name for name in os.listdir(run) if name.startswith(".dcp2hf")]
+
+
+def test_once_again_does_nothing_twice(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10, 20)
+    assert start("--once", str(tmp_path / "root")).end() == 0
+    second = start("--once", str(tmp_path / "root"))
+
+    assert second.end() == 0
+    assert len(conversions(run)) == 2
+    assert not second.events("conversion_started")
+
+
+def test_a_lost_ledger_costs_no_conversion(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10)
+    start("--once", str(tmp_path / "root")).end()
+    shutil.rmtree(tmp_path / "state")
+    second = start("--once", str(tmp_path / "root"))
+
+    assert second.end() == 0
+    assert len(conversions(run)) == 1
+    assert second.events("conversion_skipped", reason="up_to_date")
+
+
+def test_two_at_once_on_the_same_root_convert_each_step_once(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10, 20)
+    (run / "behaviour").write_text("slow")
+    both = [start("--once", str(tmp_path / "root")) for _ in range(2)]
+
+    assert [daemon.end() for daemon in both] == [0, 0]
+    assert len([said for daemon in both for said in daemon.events("conversion_succeeded")]) == 2
+    assert states(tmp_path) == {10: "done", 20: "done"}
+
+
+def test_once_counts_a_failure_and_goes_on_with_the_others(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10, 20)
+    (run / "behaviour-step-10").write_text("fail NonFiniteTensor never")
+    daemon = start("--once", str(tmp_path / "root"))
+
+    assert daemon.end() == 1
+    assert states(tmp_path) == {10: "quarantined", 20: "done"}
+    (failed,) = daemon.events("conversion_failed")
+    assert (failed["error"], failed["quarantined"], failed["attempt"]) == ("NonFiniteTensor", True, 1)
+
+
+def test_once_takes_up_what_is_quarantined_or_was_removed(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10, 20)
+    (run / "behaviour-step-10").write_text("fail NonFiniteTensor never")
+    start("--once", str(tmp_path / "root")).end()
+    (run / "behaviour-step-10").unlink()
+    shutil.rmtree(run / "step-20-hf")
+
+    assert start("--once", str(tmp_path / "root")).end() == 0
+    assert states(tmp_path) == {10: "done", 20: "done"}
+
+
+def test_once_makes_one_attempt_each_and_does_not_wait_for_a_config(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10, config=False)
+    (run / "behaviour").write_text("fail RunConfigMissing config")
+    daemon = start("--once", str(tmp_path / "root"), DCP2HF_CONFIG_GRACE="1h")
+
+    assert daemon.end() == 1
+    assert len(conversions(run)) == 1
+
+
+def test_once_lists_what_it_does_not_count(make_run: MakeRun, tmp_path: Path, start: Start, saved: Path) -> None:
+    run = make_run("a", 10, 20, 30)
+    (run / "step-10-hf").mkdir()
+    (run / "step-10-hf/notes").write_text("mine")
+    os.utime(run / "step-20/__0_0.distcp")
+    newest = os.stat(run / "step-20/__0_0.distcp").st_mtime_ns - 60_000_000_000
+    os.utime(run / "step-20/.metadata", ns=(newest, newest))
+    shutil.rmtree(run / "step-30")
+    shutil.copytree(saved / "no-model", run / "step-30")
+    daemon = start("--once", str(tmp_path / "root"))
+
+    assert daemon.end() == 0
+    assert states(tmp_path) == {10: "foreign", 20: "suspect", 30: "unsupported"}
+    assert {said["reason"] for said in daemon.events("conversion_skipped")} == {"foreign", "suspect", "no_model"}
+    assert "--accept-copy" in daemon.events("conversion_skipped", reason="suspect")[0]["hint"]
+
+
+def test_once_calls_a_damaged_step_a_failure(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10)
+    (run / "step-10/.metadata").write_bytes(b"no pickle")
+    daemon = start("--once", str(tmp_path / "root"))
+
+    assert daemon.end() == 1
+    assert daemon.events("conversion_failed", error="StepDamaged", quarantined=True)
+    assert conversions(run) == []
+
+
+def test_once_with_a_root_that_is_not_there_fails(tmp_path: Path, start: Start) -> None:
+    daemon = start("--once", str(tmp_path / "nothing"))
+
+    assert daemon.end() == 1
+    assert daemon.events("root_unreachable", root=str(tmp_path / "nothing"))
+
+
+def test_a_rehearsal_says_what_and_why_not_and_writes_nothing(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10)
+    (run / "step-20").mkdir()
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    daemon = start("--dry-run", str(tmp_path / "root"))
+
+    assert daemon.end() == 0
+    assert daemon.events("would_convert", step=10)[0]["output"] == str(run / "step-10-hf")
+    assert daemon.events("conversion_skipped", step=20, reason="incomplete")
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_watching_converts_what_appears_within_a_second_where_events_are_real(
+    make_run: MakeRun, tmp_path: Path, start: Start, saved: Path
+) -> None:
+    run = make_run("a", 10)
+    daemon = start(str(tmp_path / "root"), DCP2HF_POLL_INTERVAL="60")
+    daemon.wait_for("conversion_succeeded", step=10)
+    incoming = Path(shutil.copytree(saved / "step-10", run / "step-20", ignore=shutil.ignore_patterns(".metadata")))
+    daemon.wait_for("step_discovered", step=20)
+    shutil.copy2(saved / "step-10/.metadata", incoming / ".metadata.tmp")
+    os.rename(incoming / ".metadata.tmp", incoming / ".metadata")
+    renamed = time.monotonic()
+    daemon.wait_for("conversion_started", step=20)
+
+    assert time.monotonic() - renamed < 3.0, "a second, on a machine that does nothing else"
+    daemon.wait_for("conversion_succeeded", step=20)
+    assert daemon.stop() == 0
+    assert daemon.events("root_watched")[0]["observer"] == "inotify"
+
+
+def test_watching_by_polling_finds_the_same(make_run: MakeRun, tmp_path: Path, start: Start, saved: Path) -> None:
+    run = make_run("a", 10)
+    daemon = start(str(tmp_path / "root"), DCP2HF_OBSERVER="polling")
+    daemon.wait_for("conversion_succeeded", step=10)
+    add_step(saved, run, 20)
+    daemon.wait_for("conversion_succeeded", step=20)
+
+    assert daemon.events("root_watched")[0]["observer"] == "polling"
+    assert daemon.stop() == 0
+    assert len(conversions(run)) == 2
+
+
+def test_a_restart_does_nothing_twice_and_reads_nothing_twice(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10, 20)
+    first = start(str(tmp_path / "root"))
+    first.wait_for("conversion_succeeded", 2)
+    assert first.stop() == 0
+    second = start(str(tmp_path / "root"))
+    time.sleep(1.5)
+
+    assert second.stop() == 0
+    assert len(conversions(run)) == 2
+    assert {said["event"] for said in second.log} == {"daemon_started", "root_watched", "daemon_stopped"}
+
+
+def test_a_removed_directory_stays_removed_until_retry(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10)
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_succeeded")
+    time.sleep(1.0)
+    shutil.rmtree(run / "step-10-hf")
+    daemon.wait_for("conversion_skipped", reason="removed")
+    assert states(tmp_path) == {10: "removed"}
+
+    retry(tmp_path, run / "step-10")
+    daemon.wait_for("conversion_succeeded", 2)
+    assert daemon.stop() == 0
+
+
+def retry(tmp_path: Path, path: Path, *flags: str) -> None:
+    env = os.environ | {"DCP2HF_STATE_DIR": str(tmp_path / "state")}
+    subprocess.run(
+        [sys.executable, "-m", "daemon", "retry", *flags, str(path)],
+        cwd=REPOSITORY,
+        env=env,
+        check=True,
+        capture_output=True,
+    )
+
+
+def test_failures_are_tried_again_then_quarantined_and_retry_forgets_them(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("fail MachineFailure backoff")
+    daemon = start(str(tmp_path / "root"), DCP2HF_MAX_ATTEMPTS="3")
+    last = daemon.wait_for("conversion_failed", 3)
+
+    assert [said["attempt"] for said in daemon.events("conversion_failed")] == [1, 2, 3]
+    assert [said["quarantined"] for said in daemon.events("conversion_failed")] == [False, False, True]
+    assert last["retry_at"] is None
+    time.sleep(1.0)
+    assert len(conversions(run)) == 3
+
+    (run / "behaviour").unlink()
+    retry(tmp_path, run)
+    daemon.wait_for("conversion_succeeded")
+    assert daemon.stop() == 0
+
+
+def test_a_step_that_fails_holds_no_other_up(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10, 20)
+    (run / "behaviour-step-10").write_text("fail MachineFailure backoff")
+    daemon = start(str(tmp_path / "root"), DCP2HF_BACKOFF_INITIAL="1h")
+    daemon.wait_for("conversion_succeeded", step=20)
+
+    assert states(tmp_path) == {10: "failed", 20: "done"}
+    assert daemon.stop() == 0
+
+
+def test_a_config_that_comes_late_is_waited_for(make_run: MakeRun, tmp_path: Path, start: Start, saved: Path) -> None:
+    run = make_run("a", 10, config=False)
+    daemon = start(str(tmp_path / "root"), DCP2HF_CONFIG_GRACE="1h")
+    daemon.wait_for("step_waiting")
+    assert conversions(run) == []
+    shutil.copy(saved / "config.json", run / "config.json")
+    daemon.wait_for("conversion_succeeded")
+
+    assert daemon.stop() == 0
+
+
+def test_a_config_that_never_comes_is_a_failure_in_words_and_one_that_comes_later_lifts_it(
+    make_run: MakeRun, tmp_path: Path, start: Start, saved: Path
+) -> None:
+    run = make_run("a", 10, config=False)
+    daemon = start(str(tmp_path / "root"))
+    failed = daemon.wait_for("conversion_failed")
+    assert (failed["error"], failed["quarantined"]) == ("RunConfigMissing", True)
+    assert failed["hint"]
+
+    shutil.copy(saved / "config.json", run / "config.json")
+    daemon.wait_for("conversion_succeeded")
+    assert daemon.stop() == 0
+
+
+def test_an_accepted_copy_is_converted(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10)
+    at = os.stat(run / "step-10/__0_0.distcp").st_mtime_ns - 60_000_000_000
+    os.utime(run / "step-10/.metadata", ns=(at, at))
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_skipped", reason="suspect")
+    retry(tmp_path, run / "step-10", "--accept-copy")
+    daemon.wait_for("conversion_succeeded")
+
+    assert daemon.stop() == 0
+
+
+def test_a_run_that_cannot_be_expressed_is_said_once_and_tried_once(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10, 20, 30)
+    (run / "behaviour").write_text("drift")
+    daemon = start("--once", str(tmp_path / "root"))
+
+    assert daemon.end() == 0
+    assert len(conversions(run)) == 1
+    assert set(states(tmp_path).values()) == {"unsupported"}
+    (said,) = daemon.events("run_unsupported")
+    assert (said["error"], said["figures"], said["run"]) == ("RoutingDrift", {"largest": 0.1}, "a")
+
+
+def test_a_purged_step_is_vanished_and_no_failure(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10)
+    (run / "step-20").mkdir()
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_succeeded")
+    (run / "step-20").rmdir()
+    daemon.wait_for("step_vanished", step=20)
+
+    assert states(tmp_path)[20] == "vanished"
+    assert daemon.stop() == 0
+
+
+def test_retention_hazard_says_what_remains_once_per_run(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    make_run("a", 10, 20)
+    daemon = start("--once", str(tmp_path / "root"))
+    daemon.end()
+
+    (said,) = daemon.events("retention_hazard")
+    assert (said["run"], said["keep_latest_k"], said["remaining"]) == ("a", 4, 1)
+
+
+def test_no_room_pauses_the_queue_and_burns_no_attempt(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10, 20)
+    daemon = start(str(tmp_path / "root"), DCP2HF_MIN_FREE_SPACE="1000TB")
+    said = daemon.wait_for("queue_paused")
+    time.sleep(1.0)
+
+    assert said["error"] == "NoSpace"
+    assert "min_free_space" in said["message"]
+    assert len(daemon.events("queue_paused")) == 1
+    assert daemon.stop() == 0
+    assert conversions(run) == []
+    assert set(states(tmp_path).values()) == {"pending"}
+
+
+def test_sigterm_lets_go_within_ten_seconds_and_leaves_nothing_half_done(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("hang")
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_started")
+    wait_until(lambda: any(name.endswith(".staging") for name in os.listdir(run)))
+    began = time.monotonic()
+
+    assert daemon.stop() == 0
+    assert time.monotonic() - began < 10
+    assert not [name for name in os.listdir(run) if name.startswith(".dcp2hf")]
+    assert states(tmp_path) == {10: "pending"}
+    assert daemon.log[-1]["event"] == "daemon_stopped"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def test_a_killed_daemon_is_recovered_from_by_the_next(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("hang")
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_started")
+    wait_until(lambda: any(name.endswith(".staging") for name in os.listdir(run)))
+    daemon.process.kill()
+    daemon.process.wait()
+    (run / "behaviour").unlink()
+    second = start(str(tmp_path / "root"))
+    second.wait_for("conversion_succeeded")
+
+    assert second.stop() == 0
+    assert not [name for name in os.listdir(run) if name.startswith(".dcp2hf")]
+
+
+def test_what_a_killed_conversion_left_is_removed_before_the_next_attempt(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("hang")
+    daemon = start(str(tmp_path / "root"), DCP2HF_BACKOFF_INITIAL="1h")
+    daemon.wait_for("conversion_started")
+    wait_until(lambda: any(name.endswith(".staging") for name in os.listdir(run)))
+    pid = next(json.loads((run / name).read_text())["pid"] for name in os.listdir(run) if name.endswith(".lock"))
+    os.kill(pid, signal.SIGKILL)
+    failed = daemon.wait_for("conversion_failed")
+
+    assert "SIGKILL" in failed["message"]
+    assert daemon.events("stale_removed")
+    assert not [name for name in os.listdir(run) if name.startswith(".dcp2hf")]
+    assert daemon.stop() == 0
+
+
+HANGS = "import time; time.sleep(600)"
+
+
+def test_a_root_that_hangs_holds_no_other_up(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    make_run("a", 10)
+    hanging = str(tmp_path / "hanging")
+    daemon = start(f"--scanner-of={hanging}={HANGS}", hanging, str(tmp_path / "root"), DCP2HF_SCAN_DEADLINE="1s")
+    daemon.wait_for("conversion_succeeded", root=str(tmp_path / "root"))
+    said = daemon.wait_for("root_unreachable", root=hanging)
+
+    assert "hangs" in said["message"]
+    assert daemon.stop() == 0
+
+
+def test_a_root_that_comes_back_is_said_and_taken_up(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10)
+    os.rename(tmp_path / "root", tmp_path / "away")
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("root_unreachable")
+    os.rename(tmp_path / "away", tmp_path / "root")
+    daemon.wait_for("root_recovered")
+    daemon.wait_for("conversion_succeeded")
+
+    assert daemon.stop() == 0
+    assert len(daemon.events("root_unreachable")) == 1
+    assert conversions(run) == ["step-10"]
+
+
+def test_a_scanner_that_is_killed_is_replaced(make_run: MakeRun, tmp_path: Path, start: Start, saved: Path) -> None:
+    run = make_run("a", 10)
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_succeeded", step=10)
+    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()
+    (scanner,) = [pid for pid in children if b"daemon.scanner" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(scanner), signal.SIGKILL)
+    daemon.wait_for("root_unreachable")
+    add_step(saved, run, 20)
+    daemon.wait_for("root_recovered")
+    daemon.wait_for("conversion_succeeded", step=20)
+
+    assert daemon.stop() == 0
+
+
+def test_systemd_hears_of_readiness_life_reload_and_stop(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    make_run("a", 10)
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "notify"))
+    manager.settimeout(10)
+    config = tmp_path / "dcp2hf.toml"
+    config.write_text(f'roots = ["{tmp_path}/root"]')
+    daemon = start(f"--config={config}", NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1000000")
+
+    said: list[str] = []
+    while not any(text.startswith("READY=1") for text in said):
+        said.append(manager.recv(1000).decode())
+    assert daemon.events("root_watched"), "ready only once the first scan began"
+    while said[-1] != "WATCHDOG=1":
+        said.append(manager.recv(1000).decode())
+
+    config.write_text(f'roots = ["{tmp_path}/root"]\nworkers = 3\n[root."{tmp_path}/root"]\nevery = 7')
+    daemon.process.send_signal(signal.SIGHUP)
+    while not said[-1].startswith("RELOADING=1\nMONOTONIC_USEC="):
+        said.append(manager.recv(1000).decode())
+    while not said[-1].startswith("READY=1"):
+        said.append(manager.recv(1000).decode())
+    daemon.wait_for("root_watched", 2)
+
+    assert daemon.stop() == 0
+    while not said[-1].startswith("STOPPING=1"):
+        said.append(manager.recv(1000).decode())
+
+
+def test_a_broken_config_at_reload_changes_nothing(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    make_run("a", 10)
+    config = tmp_path / "dcp2hf.toml"
+    config.write_text(f'roots = ["{tmp_path}/root"]')
+    daemon = start(f"--config={config}")
+    daemon.wait_for("conversion_succeeded")
+    config.write_text("workerz = 2")
+    daemon.process.send_signal(signal.SIGHUP)
+    said = daemon.wait_for("config_invalid")
+
+    assert "workerz" in said["message"]
+    assert daemon.stop() == 0
+
+
+def drain(manager: socket.socket) -> list[bytes]:
+    """What lies in a socket."""
+    manager.setblocking(False)
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(manager.recv(1000))
+    return found
+
+
+def test_a_loop_that_is_stuck_says_no_sign_of_life(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    make_run("a", 10)
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "notify"))
+    manager.settimeout(10)
+    daemon = start(str(tmp_path / "root"), NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1000000")
+    while manager.recv(1000) != b"WATCHDOG=1":
+        pass
+    daemon.process.send_signal(signal.SIGSTOP)
+    time.sleep(1.0)
+    drain(manager)
+    time.sleep(1.5)
+    assert drain(manager) == []
+    daemon.process.send_signal(signal.SIGCONT)
+    manager.settimeout(10)
+    while manager.recv(1000) != b"WATCHDOG=1":
+        pass
+
+    assert daemon.stop() == 0

@@ -1,0 +1,187 @@
+"""When a step is believed complete, damaged, or the same as before: on real listings of real checkpoints."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from converter import storage
+from daemon.messages import Answer, answer_of
+from daemon.probe import ProbeError
+from daemon.steptrack import StepTrack
+
+
+class Probe:
+    """The real answers, without a process for each, and how often they were asked for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, path: str, metadata_size: int) -> Answer:
+        self.count += 1
+        return answer_of(storage.probe(Path(path)))
+
+
+@pytest.fixture
+def step(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved / "step-10", tmp_path / "step-10"))
+
+
+def later_than_metadata(step: Path, seconds: float) -> None:
+    """Makes the shard so much newer than `.metadata`."""
+    at = os.stat(step / ".metadata").st_mtime_ns + int(seconds * 1e9)
+    os.utime(step / "__0_0.distcp", ns=(at, at))
+
+
+def test_a_complete_step_is_believed_at_the_first_look_and_read_once(step: Path) -> None:
+    track, probe = StepTrack(str(step)), Probe()
+    for now in (0.0, 10.0, 200.0):
+        track.look(probe, now)
+
+    assert track.answer is not None
+    assert track.answer.state == "complete"
+    assert not track.is_open
+    assert probe.count == 1
+
+
+def test_a_step_without_metadata_is_incomplete_and_costs_no_process(step: Path) -> None:
+    (step / ".metadata").unlink()
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+
+    assert track.answer == Answer(state="incomplete", reason="no .metadata yet")
+    assert track.is_open
+    assert probe.count == 0
+
+
+def test_metadata_that_appears_is_read_at_once(step: Path) -> None:
+    os.rename(step / ".metadata", step / ".metadata.tmp")
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    os.rename(step / ".metadata.tmp", step / ".metadata")
+    track.look(probe, 0.1)
+
+    assert track.answer is not None
+    assert track.answer.state == "complete"
+
+
+def test_a_shard_a_little_newer_than_metadata_counts_after_ten_seconds_of_rest(step: Path) -> None:
+    later_than_metadata(step, 3)
+    track, probe = StepTrack(str(step)), Probe()
+    states = []
+    for now in (0.0, 5.0, 9.9, 10.0):
+        track.look(probe, now)
+        states.append(track.answer.state if track.answer else None)
+
+    assert states == ["settling", "settling", "settling", "complete"]
+    assert probe.count == 1
+    assert not track.is_open
+
+
+def test_rest_begins_anew_with_every_change(step: Path) -> None:
+    later_than_metadata(step, 3)
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    later_than_metadata(step, 4)
+    track.look(probe, 8.0)
+    track.look(probe, 12.0)
+    assert track.answer is not None
+    assert track.answer.state == "settling"
+    track.look(probe, 18.0)
+
+    assert track.answer.state == "complete"
+
+
+def test_a_copy_is_suspect_and_looked_at_again(step: Path) -> None:
+    later_than_metadata(step, 60)
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    assert track.answer is not None
+    assert (track.answer.state, track.is_open) == ("suspect", True)
+
+    at = os.stat(step / "__0_0.distcp").st_mtime_ns
+    os.utime(step / ".metadata", ns=(at, at))
+    track.look(probe, 5.0)
+    assert track.answer.state == "complete"
+
+
+def test_metadata_that_is_still_being_copied_is_not_called_damaged(step: Path) -> None:
+    whole = (step / ".metadata").read_bytes()
+    (step / ".metadata").write_bytes(whole[:100])
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    assert track.answer is not None
+    assert track.answer.state == "settling"
+
+    (step / ".metadata").write_bytes(whole)
+    track.look(probe, 3.0)
+    assert track.answer.state == "complete"
+
+
+def test_damaged_metadata_is_believed_after_ten_seconds_of_rest(step: Path) -> None:
+    (step / ".metadata").write_bytes(b"not a pickle")
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    track.look(probe, 10.0)
+
+    assert track.answer is not None
+    assert (track.answer.state, track.answer.error, track.is_open) == ("damaged", "StepDamaged", False)
+
+
+def test_shards_rewritten_under_an_old_metadata_are_not_read_at_every_listing(step: Path) -> None:
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    os.unlink(step / "__0_0.distcp")
+    track.forget()
+    track.look(probe, 1.0)
+    count = probe.count
+    for i in range(5):
+        (step / "__0_0.distcp").write_bytes(b"x" * (i + 1))
+        track.look(probe, 2.0 + i / 10)
+    assert probe.count == count
+    assert track.wake_at is not None
+
+    track.look(probe, 10.0)
+    assert track.answer is not None
+    assert (track.answer.state, probe.count) == ("incomplete", count + 1)
+
+
+def test_a_settled_step_is_entered_again_when_its_metadata_was_replaced(step: Path, saved: Path) -> None:
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    (step / ".metadata.tmp").write_bytes((saved / "step-10" / ".metadata").read_bytes())
+    os.rename(step / ".metadata.tmp", step / ".metadata")
+    track.look(probe, 10.0)
+
+    assert probe.count == 2
+
+
+def test_an_answer_of_an_earlier_life_is_believed_for_the_same_listing_only(step: Path) -> None:
+    first, probe = StepTrack(str(step)), Probe()
+    first.look(probe, 0.0)
+    known = first.answer
+    assert known is not None
+
+    same = StepTrack(str(step), known)
+    same.look(probe, 0.0)
+    assert (same.answer, probe.count) == (known, 1)
+
+    (step / "extra").write_text("x")
+    StepTrack(str(step), known).look(probe, 0.0)
+    assert probe.count == 2
+
+
+def test_a_probe_that_fails_says_nothing_about_the_step(step: Path) -> None:
+    def fails(path: str, metadata_size: int) -> Answer:
+        raise ProbeError("no answer within 30 s")
+
+    track = StepTrack(str(step))
+    assert track.look(fails, 0.0) == "no answer within 30 s"
+    assert track.answer is not None
+    assert (track.answer.state, track.is_open) == ("incomplete", True)
+
+
+def test_a_step_that_is_gone_raises(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        StepTrack(str(tmp_path / "step-1")).look(Probe(), 0.0)
