@@ -13,7 +13,6 @@ from typing import Any
 
 from converter import assets, storage
 from converter.clock import Clock
-from converter.exports import HFShard
 from converter.prover import Prover
 from converter.source import Options, Source
 
@@ -33,6 +32,8 @@ class Asking:
         self._pool = ThreadPoolExecutor(1, "asking")
         self._writing = threading.Lock()
         self._over = False
+        self.written: dict[str, bytes] = {}
+        """Config, generation config and tokenizer files as they were written, by name."""
 
     def __enter__(self) -> "Asking":
         self._settled = self._pool.submit(self._settle)
@@ -57,11 +58,13 @@ class Asking:
         with self._writing:
             if self._over:
                 raise CancelledError
-            assets.write(self._staging, assets.render(self._found, settled["config"], settled["generation_config"]))
+            self.written = assets.render(self._found, settled["config"], settled["generation_config"])
+            assets.write(self._staging, self.written)
         return settled
 
     def _load_tokenizer(self) -> dict[str, Any]:
         settled = self._settled.result()
+        self._prover.ask("config_written", directory=str(self._staging))
         with self._phase("tokenizer"):
             where = self._found.tokenizer_path
             said = self._prover.ask("tokenizer", directory=str(self._staging), where=str(where))
@@ -92,18 +95,17 @@ class Asking:
         """What TorchTitan's pass found; empty if the forward check is switched off."""
         return self._trained.result() if self._trained else {}
 
-    def compare(self, files: list[HFShard]) -> Callable[[], dict[str, Any]]:
+    def compare(self) -> Callable[[], dict[str, Any]]:
         """Begins HF's pass over the files written; the result waits for the verdict (empty if switched off).
 
         The result raises ForwardMismatch.
         """
         if self._trained is None:
             return dict
-        sent = [{"name": f.name, "positions": f.positions, "size": f.size} for f in files]
 
         def ask() -> dict[str, Any]:
             with self._phase("forward_hf"):
-                return self._prover.ask("compare", staging=str(self._staging), files=sent)
+                return self._prover.ask("compare", staging=str(self._staging))
 
         comparing = self._pool.submit(ask)
         trained = self._trained

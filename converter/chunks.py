@@ -5,7 +5,6 @@ numpy and the standard library only. Read with pread: a mapped file on a network
 
 import os
 import threading
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from converter import errors
@@ -134,7 +134,7 @@ class Band:
             part = into if whole else np.empty((high - low) * width, np.uint8)
             self.shards.pread_into(box.payload.file, part, at)
             if crcs is not None and box.payload.crc:
-                crcs[index] = zlib.crc32(part.data, crcs[index])
+                crcs[index] = crc32(part.data, crcs[index])
             if not whole:
                 left = c0 * self.item_bytes
                 into.reshape(-1, row_bytes)[:, left : left + width] = part.reshape(-1, width)
@@ -155,12 +155,17 @@ class Band:
                 self.fill(matrix, row, out, crcs)
                 yield (matrix * self.rows + row) * self.columns, out
         for box, crc in zip(self.boxes, crcs, strict=True):
-            if box.payload.crc and crc != box.payload.crc:
-                raise errors.PayloadCorrupt(
-                    f"{self.tensor.fqn}: the {box.payload.length:,} bytes at {box.payload.position:,} do not match their checksum "
-                    f"({crc:08x}, stored {box.payload.crc:08x})",
-                    path=self.shards.step / box.payload.file, hint=RESAVE,
-                )  # fmt: skip
+            check_payload_checksum(self, box.payload, crc)
+
+
+def check_payload_checksum(band: Band, payload: Payload, crc: int) -> None:
+    """The CRC32 of what was read of a chunk is the stored one, if one is stored. Raises PayloadCorrupt."""
+    if payload.crc and crc != payload.crc:
+        raise errors.PayloadCorrupt(
+            f"{band.tensor.fqn}: the {payload.length:,} bytes at {payload.position:,} do not match their checksum "
+            f"({crc:08x}, stored {payload.crc:08x})",
+            path=band.shards.step / payload.file, hint=RESAVE,
+        )  # fmt: skip
 
 
 def boxes(shards: Shards, tensor: TensorItems) -> list[Box]:
@@ -169,8 +174,9 @@ def boxes(shards: Shards, tensor: TensorItems) -> list[Box]:
         raise errors.StepDamaged(
             f"{tensor.fqn} is {tensor.dtype}{list(tensor.shape)}, which is not read", path=shards.step, hint=RESAVE
         )
-    if tensor.elements == 0 or sum(prod(c.sizes) for c in tensor.chunks) != tensor.elements:
+    if tensor.elements == 0:
         raise _untiled(shards, tensor)
+    check_volume(shards, tensor)
     located = []
     for chunk in tensor.chunks:
         start, sizes = as_3d(chunk.offsets, 0), as_3d(chunk.sizes)
@@ -181,21 +187,28 @@ def boxes(shards: Shards, tensor: TensorItems) -> list[Box]:
 
 def bands(shards: Shards, tensor: TensorItems) -> list[Band]:
     """Splits a tensor into bands that can be read at the same time. Raises as `boxes` and `locate` do."""
+    located = boxes(shards, tensor)
     axis = 0 if as_3d(tensor.shape)[0] > 1 else 1
     groups: list[list[Box]] = []
     reach = -1
-    for box in sorted(boxes(shards, tensor), key=lambda box: (box.start[axis], box.start)):
+    for box in sorted(located, key=lambda box: (box.start[axis], box.start)):
         if box.start[axis] >= reach:
             groups.append([])
         groups[-1].append(box)
         reach = max(reach, box.stop[axis])
     for group in groups:
-        _check_disjoint(shards, tensor, group)
+        check_disjoint(shards, tensor, group)
     return [Band(shards, tensor, group) for group in groups]
 
 
-def _check_disjoint(shards: Shards, tensor: TensorItems, group: list[Box]) -> None:
-    """With volumes that add up, boxes that do not overlap tile the tensor."""
+def check_volume(shards: Shards, tensor: TensorItems) -> None:
+    """The chunks have as many elements as the tensor. Raises StepDamaged."""
+    if sum(prod(c.sizes) for c in tensor.chunks) != tensor.elements:
+        raise _untiled(shards, tensor)
+
+
+def check_disjoint(shards: Shards, tensor: TensorItems, group: list[Box]) -> None:
+    """With volumes that add up, boxes that do not overlap tile the tensor. Raises StepDamaged."""
     for index, one in enumerate(group):
         for other in group[index + 1 :]:
             if all(one.start[d] < other.stop[d] and other.start[d] < one.stop[d] for d in range(3)):

@@ -4,7 +4,7 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -16,6 +16,7 @@ from converter.convert import convert_step
 from converter.inspect import describe, preview, show
 from converter.report import reporter
 from converter.source import Options
+from converter.storage import Limits
 from converter.verify import locate, verify
 from converter.verify import show as show_verdict
 
@@ -147,20 +148,27 @@ def convert(
     if_exists: Annotated[
         Literal["overwrite", "skip"], typer.Option(help="skip: leave what is up to date, or not ours.")
     ] = "overwrite",
+    metadata_memory_limit: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory for reading .metadata, beside 24 times its size.")
+    ] = "512MiB",
+    metadata_deadline: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time for reading it, beside 1 s for each 2 MB.")
+    ] = 30.0,
     events: Annotated[
         bool, typer.Option("--events", help="One JSON object a line on stdout, and nothing else.")
     ] = False,
 ) -> None:
     """Convert a step, or every step of a run."""
     options = Options(
-        output=output, dtype=dtype, run_config=run_config, run_config_names=tuple(run_config_name or ()), logs_roots=tuple(logs_root or ()),
+        output=output and output.absolute(), dtype=dtype, run_config=run_config, run_config_names=tuple(run_config_name or ()), logs_roots=tuple(logs_root or ()),
         search=_search(hf_assets, tokenizer, assets_root, path_map, restrict_assets),
         architecture=architecture, allow_routing_drift=allow_routing_drift, accept_copy=accept_copy, force=force,
         max_shard_size=parse_size(max_shard_size), threads=threads, forward_check=forward_check, if_exists=if_exists,
+        metadata_limits=Limits(parse_size(metadata_memory_limit), metadata_deadline),
     )  # fmt: skip
     steps, named = _steps(path)
-    if output is not None and not output.is_dir():
-        _usage(f"--output {output} is no directory: make it first")
+    if output is not None and not output.absolute().parent.is_dir():
+        _usage(f"--output {output}: its parent folder does not exist")
     if dry_run:
         _exit(_dry_run(steps, named, options))
     with reporter(events=events) as report:
@@ -233,6 +241,8 @@ def inspect_command(
 def _steps(path: Path) -> tuple[list[Path], bool]:
     """The steps meant by PATH in step order, and whether one was named. Leaves with 2 or 3 where there are none."""
     path = path.absolute()
+    if path.is_symlink() and layout.step_number(path.name) is None:
+        path = path.resolve()
     if not path.exists():
         _usage(f"{path} does not exist")
     if path.name.endswith(".distcp") and path.is_file():
@@ -247,7 +257,7 @@ def _steps(path: Path) -> tuple[list[Path], bool]:
         if (number := layout.step_number(entry.name)) is not None and entry.is_dir() and not entry.is_symlink()
     )
     if not found:
-        print(f"nothing to convert: {path} holds no step-<number> directory", file=sys.stderr)
+        print(errors.printable(f"nothing to convert: {path} holds no step-<number> directory"), file=sys.stderr)
         _exit(EXIT_NOTHING)
     return [entry for _, entry in found], False
 
@@ -274,25 +284,19 @@ def _convert_all(
 
 
 def _dry_run(steps: list[Path], named: bool, options: Options) -> int:
-    planned = list(_previews(steps, options))
-    for step, would, text in planned:
-        print(f"{step.name}: {'would convert to' if would else 'would not convert:'} {text}")
-    if any(would for _, would, _ in planned):
-        return EXIT_OK
-    return EXIT_FAILED if named else EXIT_NOTHING
-
-
-def _previews(steps: list[Path], options: Options) -> Iterator[tuple[Path, bool, str]]:
+    fine = False
     for step in steps:
         try:
             would, text = preview(step, options)
+            fine = True
         except errors.ConversionError as error:
             would, text = False, f"{error} ({error.hint})"
-        yield step, would, text
+        print(errors.printable(f"{step.name}: {'would convert to' if would else 'would not convert:'} {text}"))
+    return EXIT_OK if fine else EXIT_FAILED if named else EXIT_NOTHING
 
 
 def _usage(text: str) -> NoReturn:
-    print(f"dcp2hf: {text}", file=sys.stderr)
+    print(errors.printable(f"dcp2hf: {text}"), file=sys.stderr)
     _exit(EXIT_USAGE)
 
 
@@ -307,7 +311,7 @@ def _interrupt(*_: object) -> None:
 def main(argv: list[str] | None = None) -> NoReturn:
     """The command line. `--dcp-path …` alone means `convert` (users have scripts with that form)."""
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments and arguments[0].startswith("--dcp-path"):
+    if arguments and arguments[0].startswith("-") and any(a.partition("=")[0] == "--dcp-path" for a in arguments):
         arguments = ["convert", *arguments]
     signal.signal(signal.SIGTERM, _interrupt)
     command = typer.main.get_command(app)

@@ -3,7 +3,6 @@
 This process moves bytes and has no torch; the `Prover` beside it does. Read `convert_step` from top to bottom.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -16,9 +15,9 @@ from converter.clock import Clock
 from converter.evidence import make_manifest
 from converter.export import Outcome
 from converter.lock import Lock, Owner
-from converter.move import Moved, Progress, move
+from converter.move import Progress, move
 from converter.prover import Prover
-from converter.sinks import read_back
+from converter.sinks import in_one, read_all, read_back
 from converter.source import (
     Options,
     check_unchanged,
@@ -44,7 +43,7 @@ def convert_step(step: Path, options: Options, report: Report, prover: Callable[
     except OSError as error:
         if not step.exists():
             raise errors.StepVanished("the step is gone", path=step, hint="the trainer purged it") from None
-        raise errors.from_oserror(error) from error
+        raise errors.from_oserror(error, error.filename or options.output or step.parent) from error
 
 
 def _convert(step: Path, options: Options, report: Report, start_prover: Callable[..., Prover]) -> None:
@@ -72,8 +71,8 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
 
     if skipped():
         return
-    folder.mkdir(exist_ok=True)
     with (
+        publish.folder_for(folder),
         Lock(folder, number, on_wait=waiting, sleep=options.sleep) as lock,
         start_prover(lambda done, of: progress("forward", done, of)) as prover,
     ):
@@ -93,10 +92,11 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 moved = move(source, sources, found.base, staging, options, phase, progress, asking)
                 settled, outcome = asking.settled(), moved.outcome
                 tokenizer = asking.tokenizer()
-                _check_bias(step, outcome, options, asking)
-                comparing = asking.compare(moved.files)
+                check_bias(step, outcome, options, asking)
+                comparing = asking.compare()
                 with phase("read_back"):
-                    entries = _read_all(staging, moved, progress)
+                    told = Progress("read_back", sum(shard.size for shard in moved.files), progress)
+                    entries = read_all(staging, moved.written, asking.written | moved.index, told)
                 compared = comparing()
             warnings = assets.disagreements(settled["config"], found, tokenizer["special"])
             if settled["borrowed"]:
@@ -109,6 +109,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                     number, source, settled, moved.plan, outcome, compared, entries, prover.tools, options
                 )
                 manifest.write(staging, made)
+                read_back(staging / layout.MANIFEST, in_one(manifest.to_bytes(made)))
                 publish.make_durable(staging)
                 check_unchanged(step, source)
                 lock.check()
@@ -137,7 +138,7 @@ def _check_space(folder: Path, wanted: int) -> None:
         )
 
 
-def _check_bias(step: Path, outcome: Outcome, options: Options, asking: Asking) -> None:
+def check_bias(step: Path, outcome: Outcome, options: Options, asking: Asking) -> None:
     """Raises RoutingDrift, with how often routing changes on the check's tokens, unless that is allowed."""
     if not outcome.largest_bias or options.allow_routing_drift:
         return
@@ -148,18 +149,3 @@ def _check_bias(step: Path, outcome: Outcome, options: Options, asking: Asking) 
         hint="publish all the same with --allow-routing-drift (dcp2hfd: allow_routing_drift = true)",
         figures={"largest_bias": outcome.largest_bias, "routing_changed": drift},
     )  # fmt: skip
-
-
-def _read_all(staging: Path, moved: Moved, progress: Callable[[str, int, int], None]) -> dict[str, manifest.FileEntry]:
-    """Every file of the staging directory, read back and hashed."""
-    told = Progress("read_back", sum(shard.size for shard in moved.files), progress)
-    entries = {
-        shard.name: manifest.FileEntry(*read_back(staging / shard.name, moved.written[shard.name], told))
-        for shard in moved.files
-    }
-    for path in sorted(staging.rglob("*")):
-        name = str(path.relative_to(staging))
-        if path.is_file() and name not in entries:
-            payload = path.read_bytes()
-            entries[name] = manifest.FileEntry(len(payload), hashlib.sha256(payload).hexdigest())
-    return entries

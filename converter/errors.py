@@ -38,8 +38,8 @@ class ConversionError(Exception):
     retry: ClassVar[Retry] = Retry.NEVER
 
     def __init__(self, what: str, *, path: str | os.PathLike[str], hint: str, figures: dict[str, Any] | None = None):
-        super().__init__(f"{what}: {_printable(os.fspath(path))}")
-        self.what = what
+        self.what = printable(what)
+        super().__init__(f"{self.what}: {printable(os.fspath(path))}")
         self.path = os.fspath(path)
         self.hint = hint
         self.figures = figures or {}
@@ -56,8 +56,8 @@ class ConversionError(Exception):
         }
 
 
-def _printable(text: str) -> str:
-    """`text` without line breaks or terminal escapes: file names come from other people."""
+def printable(text: str) -> str:
+    """`text` without line breaks or terminal escapes: names of files and tensors come from other people."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 

@@ -10,6 +10,9 @@ from converter.export import Outcome
 from converter.exports import Plan
 from converter.source import Options, Source
 
+OF_DCP = ("storage_metadata", "items", "chunks")
+"""Checks of what a DCP says of itself; a step in HF form has headers."""
+
 
 def make_manifest(
     step: int, source: Source, settled: dict[str, Any], plan: Plan, outcome: Outcome, compared: dict[str, Any], entries: dict[str, manifest.FileEntry],
@@ -21,15 +24,12 @@ def make_manifest(
     def not_run(name: str, reason: str) -> manifest.Check:
         return manifest.Check(name, "not run", reason=reason)
 
-    checks = [
-        passed("complete"),
-        passed("names"),
-        passed("plan"),
-        passed("vocabulary"),
-        passed("tokenizer"),
-        passed("finite"),
-        passed("cast_range"),
-    ]
+    checks = [passed("complete")]
+    checks += [passed(name) for name in (OF_DCP if source.metadata.form == "dcp" else ("headers",))]
+    checks.append(passed("names"))
+    reshaped = "; ".join(settled["reshaped"])
+    checks.append(manifest.Check("architecture", "accepted", reason=reshaped) if reshaped else passed("architecture"))
+    checks += [passed(name) for name in ("plan", "config", "vocabulary", "tokenizer", "finite", "cast_range")]
     checks.append(
         not_run("checksums", f"none stored for {len(outcome.unchecked)} tensors")
         if outcome.unchecked

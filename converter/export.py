@@ -80,28 +80,34 @@ class Exporter:
             self._check_zero(shards)
             self.outcome.bytes_read = shards.bytes_read
         self.sink.finish()
-        self._check_counts()
+        check_finite(self.step, self.outcome)
+        check_range(self.step, self.outcome, self.dtype)
         return self.outcome
 
     def _tasks(self, shards: Shards) -> Iterable[tuple[Band, Band | None]]:
         tied = self.plan.tied
         for source in self._by_source:
-            found = bands(shards, self.tensors[source])
-            self.outcome.unchecked += [source] if any(band.unchecked for band in found) else []
+            found = self._bands(shards, source)
             if tied is None or source != tied[0]:
                 yield from ((band, None) for band in found)
                 continue
-            heads = bands(shards, self.tensors[tied[1]])
-            if (
-                self.tensors[tied[1]].shape != self.tensors[source].shape
-                or self.tensors[tied[1]].dtype != self.tensors[source].dtype
-            ):
-                raise self._untied()
+            heads = self._bands(shards, tied[1])
+            one, other = self.tensors[source], self.tensors[tied[1]]
+            alike = (one.shape, one.dtype) == (other.shape, other.dtype)
+            check_tied(self.step, tied, same=alike)
+            if not alike:
+                yield from ((band, None) for band in found)
+                continue
             if [band.row_range for band in heads] != [band.row_range for band in found]:
                 found = [Band(shards, self.tensors[source], [box for band in found for box in band.boxes])]
                 heads = [Band(shards, self.tensors[tied[1]], [box for band in heads for box in band.boxes])]
             self.outcome.tie_checked = True
             yield from zip(found, heads, strict=True)
+
+    def _bands(self, shards: Shards, source: str) -> list[Band]:
+        found = bands(shards, self.tensors[source])
+        self.outcome.unchecked += [source] if any(band.unchecked for band in found) else []
+        return found
 
     def _carry(self, band: Band, head: Band | None) -> None:
         """One band: its blocks to where their elements belong."""
@@ -120,8 +126,11 @@ class Exporter:
                 differs = differs or not np.array_equal(raw, next(other)[1])
             at, last = first, first + raw.size // band.item_bytes
             while at < last:
-                export = exports[bisect_right(starts, at) - 1]
+                export = exports[max(0, bisect_right(starts, at) - 1)]
                 upto = min(last, export.start + export.elements)
+                if not export.start <= at < upto:  # a provisional plan may leave elements out: nobody's
+                    at = min((start for start in starts if start > at), default=last)
+                    continue
                 out, counts = cast(raw[(at - first) * band.item_bytes : (upto - first) * band.item_bytes])
                 if counts != Counts():
                     with self._lock:
@@ -132,19 +141,12 @@ class Exporter:
             self.progress(raw.size)
         if other is not None:
             next(other, None)  # lets the head's own checksums be compared, before its values are
-        if differs:
-            raise self._untied()
-
-    def _untied(self) -> errors.TiedWeightsDiffer:
-        assert self.plan.tied
-        return errors.TiedWeightsDiffer(
-            f"the model ties {self.plan.tied[0]} and {self.plan.tied[1]}, but they differ", path=self.step,
-            hint="the run did not tie them: use base assets and a run config that say so",
-        )  # fmt: skip
+            assert self.plan.tied
+            check_tied(self.step, self.plan.tied, same=not differs)
 
     def _check_zero(self, shards: Shards) -> None:
         for name in self.plan.zero:
-            for band in bands(shards, self.tensors[name]):
+            for band in self._bands(shards, name):
                 dtype = self.tensors[name].dtype
                 for _, raw in band.read(BLOCK):
                     wide, counts = Caster(dtype, "float32")(raw)
@@ -153,19 +155,33 @@ class Exporter:
                     values = wide.view(np.float32)
                     self.outcome.largest_bias = max(self.outcome.largest_bias, float(np.abs(values).max(initial=0)))
 
-    def _check_counts(self) -> None:
-        bad = {name: c for name, c in self.outcome.counts.items() if c.nan or c.inf}
-        if bad:
-            first = sorted(bad)
-            raise errors.NonFiniteTensor(
-                f"{len(bad)} tensors hold NaN or infinity, first {first[0]} ({bad[first[0]].nan} NaN, {bad[first[0]].inf} infinite)",
-                path=self.step, hint="look at the training run: its weights are broken",
-                figures={"tensors": {name: {"nan": bad[name].nan, "inf": bad[name].inf} for name in first[:50]}, "count": len(bad)},
-            )  # fmt: skip
-        lost = {name: c.to_inf for name, c in self.outcome.counts.items() if c.to_inf > 0}
-        if lost:
-            name = sorted(lost)[0]
-            raise errors.CastOverflow(
-                f"{sum(lost.values()):,} finite values do not fit {self.dtype}, first in {name}", path=self.step, hint="export in a wider --dtype",
-                figures={"tensors": dict(sorted(lost.items())[:50])},
-            )  # fmt: skip
+
+def check_tied(step: Path, tied: tuple[str, str], *, same: bool) -> None:
+    """Embedding and head are the same where the model ties them. Raises TiedWeightsDiffer."""
+    if not same:
+        raise errors.TiedWeightsDiffer(
+            f"the model ties {tied[0]} and {tied[1]}, but they differ", path=step,
+            hint="the run did not tie them: use base assets and a run config that say so",
+        )  # fmt: skip
+
+
+def check_finite(step: Path, outcome: Outcome) -> None:
+    """No NaN and no infinity in any tensor. Raises NonFiniteTensor."""
+    bad = {name: c for name, c in outcome.counts.items() if c.nan or c.inf}
+    if bad:
+        first = sorted(bad)
+        raise errors.NonFiniteTensor(
+            f"{len(bad)} tensors hold NaN or infinity, first {first[0]} ({bad[first[0]].nan} NaN, {bad[first[0]].inf} infinite)",
+            path=step, hint="look at the training run: its weights are broken",
+            figures={"tensors": {name: {"nan": bad[name].nan, "inf": bad[name].inf} for name in first[:50]}, "count": len(bad)},
+        )  # fmt: skip
+
+
+def check_range(step: Path, outcome: Outcome, dtype: str) -> None:
+    """Every finite value stays finite in the export's dtype. Raises CastOverflow."""
+    lost = {name: c.to_inf for name, c in outcome.counts.items() if c.to_inf > 0}
+    if lost:
+        raise errors.CastOverflow(
+            f"{sum(lost.values()):,} finite values do not fit {dtype}, first in {min(lost)}", path=step, hint="export in a wider --dtype",
+            figures={"tensors": dict(sorted(lost.items())[:50])},
+        )  # fmt: skip

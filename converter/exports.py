@@ -7,12 +7,14 @@ byte as its own writer orders and pads them; of several: huggingface_hub's shard
 import json
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 SAFETENSORS = {"float64": ("F64", 8), "float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2), "int64": ("I64", 8), "int32": ("I32", 4), "int16": ("I16", 2), "int8": ("I8", 1), "uint8": ("U8", 1), "bool": ("BOOL", 1)}  # fmt: skip
 """dtype -> its name in a safetensors header, and bytes an element."""
+_ORDER = {dtype: place for place, dtype in enumerate(("int64", "float64", "float32", "int32", "bfloat16", "float16", "int16", "int8", "uint8", "bool"))}  # fmt: skip
+"""The order of dtypes in a safetensors file."""
 FLOATS = frozenset({"float64", "float32", "bfloat16", "float16"})
 INDEX = "model.safetensors.index.json"
 
@@ -26,6 +28,8 @@ class Export:
     """FQN as the checkpoint has it."""
     start: int
     shape: tuple[int, ...]
+    unit: str = field(default="", compare=False)
+    """The same for HF tensors that transformers has in one block of memory (experts): saved in one HF shard."""
 
     @property
     def elements(self) -> int:
@@ -47,7 +51,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """As it crosses the process boundary."""
         return {
-            "exports": [[e.name, e.source, e.start, e.shape] for e in self.exports],
+            "exports": [[e.name, e.source, e.start, e.shape, e.unit] for e in self.exports],
             "tied": self.tied,
             "zero": self.zero,
         }
@@ -55,7 +59,9 @@ class Plan:
     @staticmethod
     def from_json(said: dict[str, Any]) -> "Plan":
         """The other way."""
-        exports = tuple(Export(name, source, start, tuple(shape)) for name, source, start, shape in said["exports"])
+        exports = tuple(
+            Export(name, source, at, tuple(shape), unit) for name, source, at, shape, unit in said["exports"]
+        )
         return Plan(exports, tuple(said["tied"]) if said["tied"] else None, tuple(said["zero"]))
 
 
@@ -96,18 +102,24 @@ def lay_out(
 
 
 def _groups(exports: Sequence[Export], dtypes: dict[str, str], limit: int) -> Iterator[list[Export]]:
-    """huggingface_hub 1.x `split_torch_state_dict_into_shards`: in order, a new one when the next would not fit."""
+    """huggingface_hub 1.x `split_torch_state_dict_into_shards`: in order, a new one when the next would not fit.
+
+    A unit counts as a whole, and lies where its first tensor does.
+    """
+    units: dict[str, list[Export]] = {}
+    for export in exports:
+        units.setdefault(export.unit or export.name, []).append(export)
     current: list[Export] = []
     size = 0
-    for export in exports:
-        length = _bytes(export, dtypes)
+    for unit in units.values():
+        length = sum(_bytes(export, dtypes) for export in unit)
         if length > limit:
-            yield [export]
+            yield unit
             continue
         if size + length > limit:
             yield current
             current, size = [], 0
-        current.append(export)
+        current += unit
         size += length
     if current:
         yield current
@@ -118,8 +130,8 @@ def _bytes(export: Export, dtypes: dict[str, str]) -> int:
 
 
 def _shard(name: str, exports: list[Export], dtypes: dict[str, str]) -> HFShard:
-    """safetensors orders by dtype size, descending, then by name; pads the header with spaces to 8 bytes."""
-    ordered = sorted(exports, key=lambda e: (-SAFETENSORS[dtypes[e.name]][1], e.name))
+    """safetensors orders by dtype, descending, then by name; pads the header with spaces to 8 bytes."""
+    ordered = sorted(exports, key=lambda e: (_ORDER[dtypes[e.name]], e.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     positions, at = {}, 0
     for export in ordered:

@@ -18,6 +18,7 @@ from converter.files import CONFIG_LIMIT, parse_json, read_regular
 
 _HEADER_LIMIT = 100_000_000
 """Bytes of a safetensors header; the format's own limit."""
+_EARLIER = "convert an earlier step, which has a DCP"
 _DTYPES = {name: dtype for dtype, (name, _) in SAFETENSORS.items()}
 
 
@@ -70,18 +71,43 @@ def entries(step: Path) -> list[Entry]:
     shape for tied models whose base assets have an index (torchtitan #3764).
     """
     weight_map = parse_json(read_regular(step / INDEX, limit=CONFIG_LIMIT))["weight_map"]
-    found = [entry for name in sorted(set(weight_map.values())) for entry in header(step / name)[0]]
-    for entry in found:
-        item = SAFETENSORS.get(entry.dtype, ("", 0))[1]
-        if item == 0 or prod(entry.shape) * item != entry.length:
-            raise errors.StepDamaged(
-                f"the entry {entry.name[:200]!r} is {entry.dtype or 'of no dtype'}{list(entry.shape)} in {entry.length:,} bytes: "
-                "a tied head as torchtitan before 2026-06 saved it (torchtitan #3764), or another broken file",
-                path=step / entry.file, hint="convert an earlier step, which has a DCP",
-            )  # fmt: skip
-    if len({entry.name for entry in found}) != len(found):
-        raise errors.StepDamaged("a tensor is stored twice", path=step, hint="convert an earlier step, which has a DCP")
+    found: list[Entry] = []
+    for name in sorted(set(weight_map.values())):
+        held, end = header(step / name)
+        for entry in held:
+            check_entry(step, entry)
+        check_tiled(step / name, held, end)
+        found += held
+    check_once(step, found)
     return found
+
+
+def check_entry(step: Path, entry: Entry) -> None:
+    """The entry's dtype and shape are as long as its bytes."""
+    item = SAFETENSORS.get(entry.dtype, ("", 0))[1]
+    if item == 0 or prod(entry.shape) * item != entry.length:
+        raise errors.StepDamaged(
+            f"the entry {entry.name[:200]!r} is {entry.dtype or 'of no dtype'}{list(entry.shape)} in {entry.length:,} bytes: "
+            "a tied head as torchtitan before 2026-06 saved it (torchtitan #3764), or another broken file",
+            path=step / entry.file, hint=_EARLIER,
+        )  # fmt: skip
+
+
+def check_tiled(path: Path, held: list[Entry], end: int) -> None:
+    """Entries lie one behind the other, up to `end`: none points at another's bytes."""
+    at = end - sum(entry.length for entry in held)
+    for entry in sorted(held, key=lambda entry: entry.position):
+        if entry.position != at:
+            raise errors.StepDamaged(
+                f"the entry {entry.name[:200]!r} begins at {entry.position:,}, not at {at:,}", path=path, hint=_EARLIER
+            )
+        at += entry.length
+
+
+def check_once(step: Path, found: list[Entry]) -> None:
+    """No tensor is in two files."""
+    if len({entry.name for entry in found}) != len(found):
+        raise errors.StepDamaged("a tensor is stored twice", path=step, hint=_EARLIER)
 
 
 def header(path: Path) -> tuple[list[Entry], int]:

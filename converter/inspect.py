@@ -4,16 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from converter import assets, errors, layout, manifest, publish, storage
-from converter.source import Options, look, output_folder
+from converter.source import Options, look, output_folder, source_names
 
 
 def preview(step: Path, options: Options) -> tuple[bool, str]:
-    """(whether it would be converted, to where or why not). Reads metadata and configs only; writes nothing.
+    """(whether it would be converted: not if it is up to date and may be skipped; to where). Reads metadata and configs only; writes nothing.
 
     Raises the ConversionError that speaks against it.
     """
     try:
         source = look(step, options, wait=False)
+        source_names(source)
         assets.read(step, source.run, options.search)
         number = layout.step_number(step.name)
         assert number is not None

@@ -137,6 +137,9 @@ class Lock:
         try:
             os.write(fd, json.dumps(asdict(self.owner)).encode())
             os.fsync(fd)
+        except OSError:
+            os.unlink(self.path)  # full: a lock that names nobody would be waited for
+            raise
         finally:
             os.close(fd)
         return True
@@ -177,5 +180,10 @@ def sweep(folder: Path, *, is_stale: Callable[[Owner], bool] = is_dead) -> list[
                 continue
         with Lock(folder, step):
             clear(folder, step)
+            for name in names:  # of a takeover that died half way
+                with contextlib.suppress(FileNotFoundError):
+                    aside = name.startswith(layout.lock_name(step) + ".")
+                    if aside and ((owner := read(folder / name)) is None or is_stale(owner)):
+                        os.unlink(folder / name)
         cleared += names
     return cleared

@@ -178,7 +178,7 @@ def _tensor(fqn: object, entry: Any) -> RawTensor:
 def _item(index: Any, info: Any) -> RawItem:
     fqn, offsets = index.fqn, getattr(index, "offset", None)
     need(type(index) is _Index and type(info) is _StorageInfo and type(fqn) is str, "an item")
-    need(offsets is None or type(offsets) is tuple, f"offset of {fqn!r}")
+    need(offsets is None or (type(offsets) is tuple and all(type(o) is int for o in offsets)), f"offset of {fqn!r}")
     need(type(info.relative_path) is str, f"file of {fqn!r}")
     need(type(info.offset) is int and type(info.length) is int, f"place of {fqn!r}")
     need(0 <= info.offset < 1 << 62 and 0 < info.length < 1 << 62, f"place of {fqn!r}")

@@ -16,7 +16,7 @@ from converter.clock import Clock
 from converter.export import Exporter, Outcome
 from converter.exports import INDEX, Export, HFShard, Plan, lay_out, target_dtype
 from converter.files import write_durably
-from converter.sinks import Writer
+from converter.sinks import Writer, Writes
 from converter.source import Options, Source, export_bytes, model_bytes
 
 Tell = Callable[[str, int, int], None]
@@ -30,7 +30,9 @@ class Moved:
     plan: Plan
     files: list[HFShard]
     outcome: Outcome
-    written: dict[str, list[tuple[int, int, int]]]
+    written: dict[str, Writes]
+    index: dict[str, bytes]
+    """The index, by its name, where there are several HF shards."""
 
 
 class Progress:
@@ -101,4 +103,4 @@ def _export(plan: Plan, source: Source, staging: Path, options: Options, tell: T
     threads = options.threads or min(4, len(os.sched_getaffinity(0)))
     with Writer(staging, files) as writer:
         outcome = Exporter(source.listing.path, plan, files, tensors, source.dtype, threads, told, writer).run()
-        return Moved(plan, files, outcome, writer.written)
+        return Moved(plan, files, outcome, writer.written, {} if index is None else {INDEX: index})

@@ -40,15 +40,23 @@ def installed_names(fqns: Iterable[str], step: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for fqn in fqns:
-        for pattern, what, hint in _REFUSED:
-            if pattern.fullmatch(fqn):
-                raise errors.UnsupportedModel(f"the checkpoint holds {what} ({fqn[:200]!r})", path=step, hint=hint)
+        check_supported(fqn, step)
         name = installed_name(fqn)
         if name in found:
-            raise errors.UnknownTensor(
-                f"{fqn[:200]!r} and {found[name][:200]!r} are the same tensor",
-                path=step,
-                hint="find out which one the trainer uses",
-            )
+            check_one_name(fqn, found[name], step)
         found[name] = fqn
     return found
+
+
+def check_supported(fqn: str, step: Path) -> None:
+    """Raises UnsupportedModel for a name that is refused by name."""
+    for pattern, what, hint in _REFUSED:
+        if pattern.fullmatch(fqn):
+            raise errors.UnsupportedModel(f"the checkpoint holds {what} ({fqn[:200]!r})", path=step, hint=hint)
+
+
+def check_one_name(fqn: str, other: str, step: Path) -> None:
+    """Called for two names of one tensor: raises UnknownTensor."""
+    raise errors.UnknownTensor(
+        f"{fqn[:200]!r} and {other[:200]!r} are the same tensor", path=step, hint="find out which one the trainer uses"
+    )

@@ -5,12 +5,13 @@ checkpoint is accounted for here; and what comes out must be what transformers s
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
+from transformers.core_model_loading import dot_natural_key, revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from converter import errors, qwen3
@@ -45,35 +46,49 @@ def make_plan(
     zero = []
     for name, shape in shapes.items():
         if name in used:
-            _check_covered(step, name, shape, used[name])
+            check_covered(step, name, shape, used[name])
         elif name.endswith(qwen3.BIAS):
             zero.append(sources[name][0])
         elif name == qwen3.HEAD and adapter.model_config.enable_weight_tying:
             tied = (sources[qwen3.EMBEDDING][0], sources[name][0])
         else:
-            raise errors.UnknownTensor(
-                f"the checkpoint holds a model tensor {sources[name][0]!r} that TorchTitan's adapter does not export",
-                path=step,
-                hint="a custom model is not converted; if it is none of the model's, ask for support of its name",
-            )
+            check_known(step, sources[name][0])
     saved = saved_tensors(model)
-    _check_saved(step, found, saved)
-    return Plan(tuple(found[name] for name in saved), tied, tuple(zero))
+    check_saved(step, found, saved)
+    return Plan(tuple(replace(found[name], unit=unit) for name, (_, unit) in saved.items()), tied, tuple(zero))
 
 
 def of_hf_step(plan: Plan) -> Plan:
     """The plan of a step whose tensors are HF's already: each from the whole of its own."""
-    return Plan(tuple(Export(export.name, export.name, 0, export.shape) for export in plan.exports), plan.tied)
+    return Plan(tuple(replace(export, source=export.name, start=0) for export in plan.exports), plan.tied)
 
 
-def saved_tensors(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that `save_pretrained` writes, in its order: in memory, transformers 5 fuses experts."""
+def saved_tensors(model: PreTrainedModel) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shapes and units of what `save_pretrained` of a loaded model writes, in its order.
+
+    In memory, transformers 5 (5.23) fuses experts and takes them apart to save them: those of one projection share
+    memory, and what shares memory is saved in one HF shard. A model that was loaded is saved in the order of its names.
+    """
     state = remove_tied_weights_from_state_dict(model.state_dict(), model)
-    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
+    tensors = revert_weight_conversion(model, dict(sorted(state.items(), key=lambda item: dot_natural_key(item[0]))))
+    units: dict[int, str] = {}
+    return {
+        name: (tuple(tensor.shape), units.setdefault(tensor.untyped_storage()._cdata, name))
+        for name, tensor in tensors.items()
+    }
 
 
-def _check_covered(step: Path, name: str, shape: tuple[int, ...], exports: Sequence[Export]) -> None:
-    """The slices of a source, put together, are the source: nothing left out, nothing twice."""
+def check_known(step: Path, fqn: str) -> None:
+    """Called for a tensor that is nobody's: raises UnknownTensor."""
+    raise errors.UnknownTensor(
+        f"the checkpoint holds a model tensor {fqn!r} that TorchTitan's adapter does not export",
+        path=step,
+        hint="a custom model is not converted; if it is none of the model's, ask for support of its name",
+    )
+
+
+def check_covered(step: Path, name: str, shape: tuple[int, ...], exports: Sequence[Export]) -> None:
+    """The slices of a source, put together, are the source: nothing left out, nothing twice. Raises PlanMismatch."""
     at = 0
     for export in sorted(exports, key=lambda export: export.start):
         if export.start != at:
@@ -91,9 +106,10 @@ def _check_covered(step: Path, name: str, shape: tuple[int, ...], exports: Seque
         )
 
 
-def _check_saved(step: Path, found: Mapping[str, Export], saved: Mapping[str, tuple[int, ...]]) -> None:
+def check_saved(step: Path, found: Mapping[str, Export], saved: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    """What is exported is what transformers saves, name by name, shape by shape. Raises PlanMismatch."""
     lacking, extra = sorted(saved.keys() - found.keys()), sorted(found.keys() - saved.keys())
-    shaped = sorted(name for name in saved.keys() & found.keys() if saved[name] != found[name].shape)
+    shaped = sorted(name for name in saved.keys() & found.keys() if saved[name][0] != found[name].shape)
     if lacking or extra:
         raise errors.PlanMismatch(
             f"the export lacks {len(lacking)} tensors of the HF model ({', '.join(lacking[:3])}) and has {len(extra)} it does not know ({', '.join(extra[:3])})",
@@ -102,7 +118,7 @@ def _check_saved(step: Path, found: Mapping[str, Export], saved: Mapping[str, tu
     if shaped:
         name = shaped[0]
         raise errors.PlanMismatch(
-            f"{len(shaped)} tensors have another shape than the HF model's, first {name}: {found[name].shape}, not {saved[name]}",
+            f"{len(shaped)} tensors have another shape than the HF model's, first {name}: {found[name].shape}, not {saved[name][0]}",
             path=step,
             hint="are base assets and run config this checkpoint's?",
         )

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from converter import errors, storage
-from converter.exports import FLOATS, HFShard, target_dtype
+from converter.exports import FLOATS
+from converter.files import CONFIG_LIMIT, parse_json, read_regular
 from converter.run_config import RunConfig
 
 
@@ -66,7 +67,7 @@ class Prover:
         """Settles the architecture and makes the plan; answers plan, config.json, generation config."""
         import torch
 
-        from converter import fidelity, names, plan, qwen3, qwen3_record
+        from converter import judge, names, plan, qwen3, qwen3_record
 
         self.step = Path(step)
         self.run = RunConfig.from_json(run)
@@ -90,14 +91,8 @@ class Prover:
         base_config = qwen3.hf_config(base, moe=moe, where=where)
         ours = qwen3.architecture_of_base(base_config)
         self.config, borrowed = qwen3_record.recorded_config(self.step, self.run, shapes, ours)
-        wanted = qwen3.architecture_of(self.config)
-        differs = [f"{key}: base {ours.get(key)}, run {wanted[key]}" for key in wanted if ours.get(key) != wanted[key]]
-        if differs and architecture != "run":
-            raise errors.ArchitectureMismatch(
-                f"base assets and run are not the same model ({'; '.join(differs)})",
-                path=where,
-                hint="name the right --hf-assets, or take the run's values with --architecture run",
-            )
+        self.wanted = wanted = qwen3.architecture_of(self.config)
+        differs = check_architecture(ours, wanted, architecture, where)
         said = qwen3.with_architecture(base, wanted) if differs else dict(base)
         rows = shapes[qwen3.EMBEDDING][0]
         said |= {"vocab_size": rows, "max_position_embeddings": self.run.seq_len, "dtype": dtype}
@@ -116,8 +111,16 @@ class Prover:
             "borrowed": borrowed,
             "reshaped": differs,
             "rows": rows,
-            "tolerance": fidelity.TOLERANCE,
+            "tolerance": judge.TOLERANCE,
         }
+
+    def config_written(self, directory: str) -> dict[str, Any]:
+        """Reads config.json in `directory` as transformers 5 and as those before read it."""
+        from converter import qwen3
+
+        where = Path(directory) / "config.json"
+        qwen3.check_written(parse_json(read_regular(where, limit=CONFIG_LIMIT)), self.wanted, self.dtype, where=where)
+        return {}
 
     def tokenizer(self, directory: str, where: str) -> dict[str, Any]:
         """Loads the tokenizer in `directory`, copied from `where`; answers its length, added tokens and special ids."""
@@ -151,23 +154,33 @@ class Prover:
             self.expected = fidelity.titan_forward(self.config, held, source, token_ids, self.dtype, self._progress)
             return {"bytes_read": source.bytes_read, "drift": self.expected.drift}
 
-    def compare(self, staging: str, files: list[dict[str, Any]]) -> dict[str, Any]:
-        """HF's forward pass over the HF shards in `staging`, with the config as it stands there; and the verdict."""
-        from converter import fidelity, qwen3
-        from converter.files import CONFIG_LIMIT, parse_json, read_regular
+    def compare(self, staging: str) -> dict[str, Any]:
+        """HF's forward pass over the HF shards in `staging`, with config and index as they stand there; and the verdict."""
+        from converter import fidelity, judge, qwen3
 
         where = Path(staging)
         written = parse_json(read_regular(where / "config.json", limit=CONFIG_LIMIT))
         hf_config = qwen3.hf_config(written, moe=qwen3.is_moe(frozenset(self.tensors)), where=where / "config.json")
-        dtypes = {i.fqn: target_dtype(i.dtype, self.dtype) for items in self.tensors.values() for i in items}
-        shards = [HFShard(f["name"], b"", f["positions"], f["size"]) for f in files]
-        shapes = {e.name: (dtypes[e.source], e.shape) for e in self.plan.exports}
-        got = fidelity.hf_forward(hf_config, where, shards, shapes, self.token_ids, self._progress)
-        found = fidelity.judge(self.expected, got, where)
-        return {"figures": vars(found), "tolerance": fidelity.TOLERANCE}
+        got = fidelity.hf_forward(hf_config, where, self.token_ids, self._progress)
+        found = judge.judge(self.expected, got, where)
+        return {"figures": vars(found), "tolerance": judge.TOLERANCE}
 
     def _progress(self, done: int, total: int) -> None:
         self._answers.write(json.dumps({"progress": [done, total]}) + "\n")
+
+
+def check_architecture(base: dict[str, Any], run: dict[str, Any], architecture: str, where: Path) -> list[str]:
+    """Where base assets and run are not the same model, if that is allowed ("run"). Raises ArchitectureMismatch."""
+    from converter import qwen3
+
+    differs = qwen3.differences(base, run)
+    if differs and architecture != "run":
+        raise errors.ArchitectureMismatch(
+            f"base assets and run are not the same model ({'; '.join(differs)})",
+            path=where,
+            hint="name the right --hf-assets, or take the run's values with --architecture run",
+        )
+    return differs
 
 
 def _ids_in_file(file: Path) -> set[int]:

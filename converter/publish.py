@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from converter import errors, layout, manifest
@@ -18,6 +19,19 @@ from converter.files import fsync_directory
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+
+@contextlib.contextmanager
+def folder_for(folder: Path) -> Iterator[None]:
+    """Makes the folder that published directories lie in, and takes it away again if nothing came to lie in it."""
+    made = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def make_staging(folder: Path, step: int, token: str) -> Path:
@@ -67,7 +81,12 @@ def publish(staging: Path, published: Path, step: int, token: str) -> None:
     else:
         aside = folder / layout.replaced_name(step, token)
         _rename(published, aside)
-        _rename(staging, published)
+        try:
+            _rename(staging, published)
+        except BaseException:
+            if not os.path.lexists(published):
+                _rename(aside, published)
+            raise
         fsync_directory(folder)
         remove_tree(aside)
     fsync_directory(folder)

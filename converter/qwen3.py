@@ -30,9 +30,19 @@ from converter import errors
 EMBEDDING, HEAD = "tok_embeddings.weight", "lm_head.weight"
 BIAS = ".moe.expert_bias_E"
 """Ends the name of the balancing bias, for which HF's Qwen3MoE has no place."""
-FIXED: dict[str, Any] = {"attention_bias": False, "hidden_act": "silu", "rope_type": "default"}
-"""What TorchTitan's Qwen3 is whatever its dimensions, and HF's could be otherwise."""
+FIXED: dict[str, Any] = {
+    "attention_bias": False, "hidden_act": "silu", "rope_type": "default", "partial_rotary_factor": 1.0,
+    "sliding_window": None, "quantization_config": None, "auto_map": None,
+}  # fmt: skip
+"""What TorchTitan's Qwen3 is whatever its dimensions, and HF's could be otherwise (`auto_map`: code beside the weights)."""
 _FIXED_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+_REPLACED = (
+    "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "num_local_experts", "sliding_window", "use_sliding_window",
+    "quantization_config", "auto_map",
+)  # fmt: skip
+"""Keys of a base config that say what others say too, or what a run of TorchTitan's never is."""
+_NEWER = ("rope_parameters", "num_local_experts", "dtype")
+"""Keys that transformers before 5 does not read."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -116,9 +126,30 @@ def architecture_of_base(config: PretrainedConfig) -> dict[str, Any]:
         else ["intermediate_size"]
     )
     found = {key: getattr(config, key) for key in keys}
+    slides = moe or "sliding_attention" in (config.layer_types or ())
     return found | {
         "rope_theta": float(rope.get("rope_theta", 10_000.0)),
         "rope_type": rope.get("rope_type", "default"),
+        "partial_rotary_factor": float(rope.get("partial_rotary_factor", 1.0)),
+        "sliding_window": config.sliding_window if slides else None,
+        "quantization_config": getattr(config, "quantization_config", None),
+        "auto_map": getattr(config, "auto_map", None),
+    }
+
+
+def differences(base: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """Where base assets describe another model than the run trained."""
+    return [f"{key}: base {base.get(key)}, run {run[key]}" for key in run if base.get(key) != run[key]]
+
+
+def modules(layers: int) -> dict[str, str]:
+    """HF's name of each module that holds weights, but for the experts -> TorchTitan's, by the adapter's own table."""
+    table = adapter(SimpleNamespace(layers=[], enable_weight_tying=False)).from_hf_map
+    pairs = [(hf, ours) for hf, ours in table.items() if ours is not None and hf.count("{}") < 2]
+    return {
+        hf.format(index).removesuffix(".weight"): ours.format(index).removesuffix(".weight")
+        for hf, ours in pairs
+        for index in (range(layers) if "{}" in hf else [0])
     }
 
 
@@ -171,12 +202,10 @@ def hf_config(base: dict[str, Any], *, moe: bool, where: Path) -> PretrainedConf
 
 def with_architecture(base: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The base assets' config with another architecture (`--architecture run`)."""
-    said = {
-        key: value
-        for key, value in base.items()
-        if key not in ("rope_theta", "rope_scaling", "rope_parameters", "layer_types", "num_local_experts")
+    said = {key: value for key, value in base.items() if key not in _REPLACED}
+    plain = {
+        key: value for key, value in wanted.items() if key not in (*_REPLACED, "rope_type", "partial_rotary_factor")
     }
-    plain = {key: value for key, value in wanted.items() if key not in ("rope_theta", "rope_type")}
     return said | plain | {"rope_parameters": {"rope_theta": wanted["rope_theta"], "rope_type": wanted["rope_type"]}}
 
 
@@ -196,3 +225,19 @@ def older_keys(said: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]
         "torch_dtype": said["dtype"],
     }
     return older | ({"num_experts": config.num_experts} if isinstance(config, Qwen3MoeConfig) else {})
+
+
+def check_written(said: dict[str, Any], wanted: Mapping[str, Any], dtype: str, *, where: Path) -> None:
+    """`config.json` as it was written says `wanted` and `dtype`, to transformers 5 and to those before. Raises ExportMismatch."""
+    moe = "num_experts" in wanted
+    for reader, seen in (("5", said), ("4", {key: value for key, value in said.items() if key not in _NEWER})):
+        config = hf_config(seen, moe=moe, where=where)
+        differs = differences(architecture_of_base(config), wanted)
+        if str(config.dtype) != f"torch.{dtype}":
+            differs.append(f"dtype: {config.dtype}, run {dtype}")
+        if differs:
+            raise errors.ExportMismatch(
+                f"the config written says another model to transformers {reader} ({'; '.join(differs)})",
+                path=where,
+                hint="report this; nothing was published",
+            )

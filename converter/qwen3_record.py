@@ -17,9 +17,18 @@ from converter.qwen3 import EMBEDDING, Shapes, architecture_of, architecture_of_
 from converter.run_config import RunConfig
 
 _NOT_ARCHITECTURE = frozenset(
-    {"param_init", "sharding_config", "inner_attention", "qkv_linear", "token_dispatcher", "max_seq_len"}
+    {
+        "param_init",
+        "sharding_config",
+        "inner_attention",
+        "qkv_linear",
+        "token_dispatcher",
+        "max_seq_len",
+        "_torchao_config",
+    }
 )
-"""Parts of a recorded model config that do not change the function (or, qkv_linear, are derived from the rest)."""
+"""Parts of a recorded model config that do not change the function (or, qkv_linear, are derived from the rest; or, of
+float8 training, say how products were rounded)."""
 
 
 def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -49,10 +58,10 @@ def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, 
         )
     if run.model is not None:
         _overlay(config, run.model, "model_spec.model", run.path)
-        _match(architecture_of(config), told, run)
+        check_record(architecture_of(config), told, run)
     else:
         stated = dict(run.dimensions)
-        _match(stated, told, run)
+        check_record(stated, told, run)
         if registered:
             ours = architecture_of(config)
             borrowed += [
@@ -70,17 +79,24 @@ def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, 
     if run.overrides:
         borrowed.append(f"override.imports {', '.join(run.overrides)}: what they change is not recorded")
     rows = shapes[EMBEDDING][0]
-    if run.model is not None and config.vocab_size != rows:
-        raise errors.VocabularyMismatch(
-            f"the run recorded {config.vocab_size:,} tokens, the embedding has {rows:,} rows",
-            path=run.path,
-            hint="is this the run config of this checkpoint?",
-        )
+    if run.model is not None:
+        check_rows(config.vocab_size, rows, run)
     _set_vocabulary(config, rows)
     return config, borrowed
 
 
-def _match(recorded: Mapping[str, Any], told: Mapping[str, Any], run: RunConfig) -> None:
+def check_rows(recorded: int, rows: int, run: RunConfig) -> None:
+    """The embedding has as many rows as the run recorded. Raises VocabularyMismatch."""
+    if recorded != rows:
+        raise errors.VocabularyMismatch(
+            f"the run recorded {recorded:,} tokens, the embedding has {rows:,} rows",
+            path=run.path,
+            hint="is this the run config of this checkpoint?",
+        )
+
+
+def check_record(recorded: Mapping[str, Any], told: Mapping[str, Any], run: RunConfig) -> None:
+    """What the run recorded is what the tensors' shapes tell. Raises ArchitectureMismatch."""
     differs = [
         f"{key}: recorded {recorded[key]}, tensors {told[key]}"
         for key in told

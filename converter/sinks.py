@@ -7,17 +7,26 @@ of a file was written once and is there.
 import hashlib
 import os
 import threading
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from converter import errors
 from converter.chunks import Bytes
 from converter.exports import HFShard
 from converter.files import fsync_directory
+from converter.manifest import FileEntry
+
+Writes = list[tuple[int, int, int]]
+"""(position, length, CRC32) of each write to a file."""
+
+
+def in_one(payload: bytes) -> Writes:
+    """Of a file written in one go."""
+    return [(0, len(payload), crc32(payload))]
 
 
 class Writer:
@@ -25,8 +34,7 @@ class Writer:
 
     def __init__(self, staging: Path, files: list[HFShard]):
         self._staging, self._files = staging, files
-        self.written: dict[str, list[tuple[int, int, int]]] = {shard.name: [] for shard in files}
-        """HF shard -> (position, length, CRC32) of each write."""
+        self.written: dict[str, Writes] = {shard.name: [] for shard in files}
         self._lock = threading.Lock()
         self._fds: dict[str, int] = {}
 
@@ -50,7 +58,7 @@ class Writer:
         done = 0
         while done < len(view):
             done += os.pwrite(self._fds[name], view[done:], position + done)
-        crc = zlib.crc32(view)
+        crc = crc32(view)
         with self._lock:
             self.written[name].append((position, len(view), crc))
 
@@ -110,9 +118,7 @@ class Comparer:
         """Nothing is left to do."""
 
 
-def read_back(
-    path: Path, written: list[tuple[int, int, int]], progress: Callable[[int], None] = lambda n: None
-) -> tuple[int, str]:
+def read_back(path: Path, written: Writes, progress: Callable[[int], None] = lambda n: None) -> tuple[int, str]:
     """(size, sha256) of a file just written, read past the page cache where the system allows it.
 
     Raises ExportMismatch unless the writes tile the file and each block's CRC32 is what was written.
@@ -121,34 +127,46 @@ def read_back(
     try:
         size = os.fstat(fd).st_size
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # a longer read-ahead: the disk works while we hash
         digest = hashlib.sha256()
         at = 0
         buffer = bytearray(max((length for _, length, _ in written), default=0))
         for position, length, crc in sorted(written):
-            if position != at:
-                raise errors.ExportMismatch(
-                    f"bytes {min(at, position):,} to {max(at, position):,} were written twice or not at all",
-                    path=path,
-                    hint="report this; nothing was published",
-                )
+            twice = f"bytes {min(at, position):,} to {max(at, position):,} were written twice or not at all"
+            check_same(path, position == at, twice)
             view = memoryview(buffer)[:length]
             got = os.preadv(fd, [view], position)
-            if got != length or zlib.crc32(view) != crc:
-                raise errors.ExportMismatch(
-                    f"the {length:,} bytes at {position:,} read back are not those written",
-                    path=path,
-                    hint="look at this file system's disks; nothing was published",
-                )
+            there = got == length and crc32(view) == crc
+            check_same(path, there, f"the {length:,} bytes at {position:,} read back are not those written")
             digest.update(view)
             at += length
             progress(length)
-        if at != size:
-            raise errors.ExportMismatch(
-                f"the file has {size:,} bytes, {at:,} were written",
-                path=path,
-                hint="report this; nothing was published",
-            )
+        check_same(path, at == size, f"the file has {size:,} bytes, {at:,} were written")
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return size, digest.hexdigest()
     finally:
         os.close(fd)
+
+
+def check_same(path: Path, same: bool, otherwise: str) -> None:
+    """What was read back is what was written, or ExportMismatch says what it is."""
+    if not same:
+        raise errors.ExportMismatch(
+            otherwise, path=path, hint="look at this file system's disks, and report this; nothing was published"
+        )
+
+
+def read_all(
+    staging: Path, written: Mapping[str, Writes], small: Mapping[str, bytes], progress: Callable[[int], None]
+) -> dict[str, FileEntry]:
+    """Reads back every file of the staging directory: HF shards as `written`, the others as their bytes in `small`.
+
+    Raises ExportMismatch, also where a file is missing or nobody's.
+    """
+    wanted = dict(written) | {name: in_one(payload) for name, payload in small.items()}
+    found = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
+    for name in sorted(found ^ wanted.keys()):
+        check_same(staging / name, False, "the file was not written" if name in wanted else "the file is not ours")
+    return {
+        name: FileEntry(*read_back(staging / name, wanted[name], progress)) for name in sorted(found & wanted.keys())
+    }

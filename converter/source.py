@@ -38,6 +38,7 @@ class Options:
     """0: as many as there are cores to run on, at most 4."""
     forward_check: str = "full"
     if_exists: str = "overwrite"
+    metadata_limits: storage.Limits = field(default_factory=storage.Limits)
     sleep: Callable[[float], None] = time.sleep
 
 
@@ -72,7 +73,7 @@ def look(step: Path, options: Options, *, wait: bool = True) -> Source:
     if kind == "hf":
         listing, metadata, copied = list_step(step), _read_hf(step, listing), False
     else:
-        listing, metadata = storage.read(step)
+        listing, metadata = storage.read(step, options.metadata_limits)
         copied = _wait_until_settled(step, listing, metadata, options, wait=wait)
     if not metadata.tensors:
         raise errors.NoModelInStep(

@@ -17,13 +17,13 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
-from converter import errors, hf_step, layout
+from converter import errors, hf_step, layout, placement
 from converter.listing import METADATA, Listing, completeness, kind_of, list_step
-from converter.metadata import DISTCP_NAME, parse
+from converter.metadata import parse
 
 NOT_MODEL = frozenset({"optimizer", "lr_scheduler", "dataloader", "train_state"})
 """First parts of FQNs that TorchTitan's checkpointer keeps beside the model (0.2.0 to 0.3.0)."""
@@ -102,58 +102,50 @@ def from_pickle(payload: bytes, listing: Listing) -> StorageMetadata:
     """
     where = listing.path / METADATA
     raw = parse(payload, where)
+    items = [item for item in raw.items if item.offsets is not None and is_model(item.fqn)]
+    model = [tensor for tensor in raw.tensors if is_model(tensor.fqn)]
+    places = {(item.fqn, item.offsets): item for item in items if item.offsets is not None}
+    placement.check_files(raw.items, where)
+    placement.check_transforms(items, where)
+    placement.check_once(items, where)
+    placement.check_disjoint(raw.items, where)
+    placement.check_chunks(model, places, where)
     extent: dict[str, int] = {}
-    placed: dict[tuple[str, tuple[int, ...]], tuple[str, int, int]] = {}
-    others = 0
     for item in raw.items:
-        if not DISTCP_NAME.fullmatch(item.file):
-            raise errors.HostileCheckpoint(
-                f"storage metadata names a file outside the step: {item.file!r}",
-                path=where,
-                hint="find out who wrote this checkpoint",
-            )
         extent[item.file] = max(extent.get(item.file, 0), item.offset + item.length)
-        if item.offsets is None or not is_model(item.fqn):
-            others += 1
-        elif item.transforms:
-            raise errors.StepDamaged(
-                f"item {item.fqn} is stored through {', '.join(item.transforms)}, which is not read",
-                path=where,
-                hint="save without stream transforms",
-            )
-        elif placed.setdefault((item.fqn, item.offsets), where_is := (item.file, item.offset, item.length)) != where_is:
-            raise errors.StepDamaged(f"item {item.fqn} is stored twice", path=where, hint="save this step again")
     tensors = {}
-    for tensor in raw.tensors:
-        if not is_model(tensor.fqn):
-            continue
-        chunks = []
-        for offsets, sizes in tensor.chunks:
-            place = placed.pop((tensor.fqn, offsets), None)
-            if prod(sizes) == 0 and place is None:
-                continue
-            if place is None:
-                raise errors.StepDamaged(
-                    f"{tensor.fqn} has a chunk at {offsets} that is stored nowhere",
-                    path=where,
-                    hint="save this step again",
-                )
-            if prod(sizes):
-                chunks.append(Chunk(offsets, sizes, *place))
+    for tensor in model:
+        chunks = [
+            Chunk(offsets, sizes, place.file, place.offset, place.length)
+            for offsets, sizes in tensor.chunks
+            if prod(sizes) and (place := places.get((tensor.fqn, offsets))) is not None
+        ]
         tensors[tensor.fqn] = TensorItems(tensor.fqn, tensor.dtype, tensor.shape, tuple(chunks))
-    stray = next((fqn for fqn, _ in placed), None)
-    if stray is not None:
-        raise errors.StepDamaged(f"an item of {stray} belongs to no chunk", path=where, hint="save this step again")
     save_id = raw.save_id or hashlib.sha256(payload + listing.fingerprint.encode()).hexdigest()[:32]
-    return StorageMetadata(save_id, tensors, others, len(extent), extent)
+    return StorageMetadata(save_id, tensors, len(raw.items) - len(items), len(extent), extent)
 
 
-def limits(size: int) -> tuple[int, int]:
-    """(bytes of memory, seconds) that reading a `.metadata` of `size` bytes may take."""
-    return (512 << 20) + 24 * size, 30 + size // 2_000_000
+@dataclass(frozen=True)
+class Limits:
+    """What reading a `.metadata` may take: these, and 24 bytes and half a microsecond for each byte of the file."""
+
+    memory: int = 512 << 20
+    """Bytes of address space."""
+    seconds: float = 30.0
+
+    def of(self, size: int) -> tuple[int, float]:
+        """(bytes, seconds) for a file of `size` bytes."""
+        return self.memory + 24 * size, self.seconds + size / 2_000_000
+
+    def flags(self) -> list[str]:
+        """As the small process takes them."""
+        return [f"--memory={self.memory}", f"--seconds={self.seconds}"]
 
 
-def read(step: Path, *, memory: int | None = None, seconds: float | None = None) -> tuple[Listing, StorageMetadata]:
+DEFAULT_LIMITS = Limits()
+
+
+def read(step: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[Listing, StorageMetadata]:
     """Lists `step` and has its `.metadata` read in a limited process of its own.
 
     Raises StepIncomplete without `.metadata`, StepDamaged or HostileCheckpoint for one that cannot be used.
@@ -164,32 +156,31 @@ def read(step: Path, *, memory: int | None = None, seconds: float | None = None)
         raise errors.StepIncomplete(
             "the step has no .metadata: its save is not finished", path=step, hint="wait for the save to end"
         )
-    most_memory, most_seconds = limits(found.size)
-    try:
-        answer = subprocess.run(
-            [sys.executable, "-P", "-m", "converter.storage", "--items", f"--memory={memory or most_memory}", str(step)],
-            cwd="/", env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds or most_seconds,
-        )  # fmt: skip
-        said = json.loads(answer.stdout)
-    except (subprocess.TimeoutExpired, json.JSONDecodeError):
-        raise errors.StepDamaged(_TOO_MUCH, path=step / METADATA, hint=_RAISE) from None
+    said = _run_apart(step, limits, found.size, "--items")
     if said.get("error"):
-        raise getattr(errors, said["error"])(said["reason"], path=said["path"], hint=said["hint"])
+        raise getattr(errors, said["error"])(said["reason"], path=said.get("path", step), hint=said["hint"])
     return listing, from_json(said)
 
 
-def probe_apart(step: Path) -> dict[str, Any]:
-    """`probe` in a limited process of its own."""
-    size = next((f.size for f in list_step(step).files if f.name == METADATA), 0)
+def _run_apart(step: Path, limits: Limits, size: int, *flags: str) -> dict[str, Any]:
     try:
         answer = subprocess.run(
-            [sys.executable, "-P", "-m", "converter.storage", str(step)], cwd="/", env=_environment(), stdin=subprocess.DEVNULL,
-            capture_output=True, timeout=limits(size)[1],
+            [sys.executable, "-P", "-m", "converter.storage", *limits.flags(), *flags, str(step)], cwd="/",
+            env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=limits.of(size)[1],
         )  # fmt: skip
         said: dict[str, Any] = json.loads(answer.stdout)
     except (subprocess.TimeoutExpired, json.JSONDecodeError):
-        return {"state": "damaged", "error": "StepDamaged", "reason": _TOO_MUCH, "hint": _RAISE, "save_id": None}
+        return {
+            "state": "damaged", "error": "StepDamaged", "reason": _TOO_MUCH, "hint": _RAISE, "save_id": None,
+            "path": str(step / METADATA),
+        }  # fmt: skip
     return said
+
+
+def probe_apart(step: Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
+    """`probe` in a limited process of its own."""
+    size = next((f.size for f in list_step(step).files if f.name == METADATA), 0)
+    return _run_apart(step, limits, size)
 
 
 def _environment() -> dict[str, str]:
@@ -288,16 +279,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m converter.storage", description=__doc__)
     parser.add_argument("step", type=Path)
     parser.add_argument("--items", action="store_true", help="print all of the model's items, not the summary")
-    parser.add_argument("--memory", type=int, help="bytes of address space (default: by the file's size)")
+    parser.add_argument(
+        "--memory", type=int, default=Limits.memory, help="bytes of address space, but for the file's size"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=Limits.seconds, help="of processor time, but for the file's size"
+    )
     options = parser.parse_args(argv)
     step: Path = options.step
     try:
         size = os.stat(step / METADATA).st_size
     except OSError:
         size = 0
-    memory, seconds = limits(size)
-    resource.setrlimit(resource.RLIMIT_AS, (options.memory or memory,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    memory, seconds = Limits(options.memory, options.seconds).of(size)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (ceil(seconds),) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not options.items:
         print(json.dumps(probe(step)))

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from converter.chunks import Band, Shards, boxes
+from converter.chunks import Shards, boxes
 from converter.exports import SAFETENSORS
-from converter.storage import TensorItems
+from converter.storage import Chunk, TensorItems
 
 BLOCK = 8 << 20
 """Bytes of float32 rows that a linear layer holds at a time."""
@@ -35,18 +35,47 @@ def _to_tensor(raw: np.ndarray[Any, np.dtype[np.uint8]], dtype: str) -> Tensor:
 
 
 class DCPSource:
-    """Rows of a tensor as the checkpoint holds them, cast to the export's dtype by torch."""
+    """Rows of a tensor as the checkpoint holds them, put together and cast to the export's dtype by torch."""
 
     def __init__(self, shards: Shards, tensor: TensorItems, cast: str):
-        self._band = Band(shards, tensor, boxes(shards, tensor))
-        self._dtype, self._cast = tensor.dtype, cast
-        self.rows, self.columns = self._band.rows, self._band.columns
+        self._shards, self._dtype, self._cast = shards, getattr(torch, tensor.dtype), cast
+        self._stacked = len(tensor.shape) == 3
+        shape = tensor.shape[1:] if self._stacked else tensor.shape
+        self.rows, self.columns = shape if len(shape) == 2 else (shape[0], 1)
+        located = boxes(shards, tensor)
+        self._chunks = [(chunk, box.payload) for chunk, box in zip(tensor.chunks, located, strict=True)]
 
     def read(self, first: int, last: int, matrix: int = 0) -> Tensor:
-        raw = np.empty((last - first) * self.columns * self._band.item_bytes, np.uint8)
-        self._band.fill(matrix, first, raw)
-        tensor = _to_tensor(raw, self._dtype)
-        return tensor.to(getattr(torch, self._cast)).float().view(-1, self.columns)
+        parts = [
+            (chunk, payload)
+            for chunk, payload in self._chunks
+            if self._begins(chunk)[0] <= matrix < self._ends(chunk)[0]
+        ]
+        out = torch.empty(last - first, self.columns, dtype=self._dtype)
+        for chunk, payload in parts:
+            (slab, top, left), (_, bottom, right) = self._begins(chunk), self._ends(chunk)
+            low, high, width = max(first, top), min(last, bottom), right - left
+            if low < high:
+                before = (matrix - slab) * (bottom - top) + low - top
+                size = width * self._dtype.itemsize
+                raw = self._shards.pread(payload.file, payload.position + before * size, (high - low) * size)
+                part = torch.frombuffer(raw, dtype=self._dtype).view(high - low, width)
+                if part.shape == out.shape:
+                    out = part
+                else:
+                    out[low - first : high - first, left:right] = part
+        return out.to(getattr(torch, self._cast)).float()
+
+    def _begins(self, chunk: Chunk) -> tuple[int, ...]:
+        """(matrix, row, column) of a chunk's first element."""
+        return self._in_rows(chunk.offsets, 0)
+
+    def _ends(self, chunk: Chunk) -> tuple[int, ...]:
+        return self._in_rows(tuple(o + n for o, n in zip(chunk.offsets, chunk.sizes, strict=True)), 1)
+
+    def _in_rows(self, numbers: tuple[int, ...], missing: int) -> tuple[int, ...]:
+        stacked = numbers if self._stacked else (missing, *numbers)
+        return stacked if len(stacked) == 3 else (*stacked, missing)
 
 
 class StackedSource:
@@ -110,37 +139,51 @@ Expert = Callable[[str, int, Tensor], Tensor]
 """(projection "gate" | "up" | "down", expert, x) -> x @ W.T"""
 
 
-def _expert(project: Expert, expert: int, x: Tensor) -> Tensor:
-    return project("down", expert, F.silu(project("gate", expert, x)) * project("up", expert, x))
+Note = Callable[[int, Tensor], None]
+"""expert, its answer to the fixed vector"""
 
 
 class TitanExperts(nn.Module):
-    """TorchTitan's GroupedExperts with products in float32: 0.3.0 multiplies in bfloat16 whatever the weights' dtype."""
+    """TorchTitan's GroupedExperts with products in float32: 0.3.0 multiplies in bfloat16 whatever the weights' dtype.
 
-    def __init__(self, project: Expert, num_experts: int):
+    Each expert is shown the vector `fixed` as well: tokens may reach none of it.
+    """
+
+    def __init__(self, project: Expert, num_experts: int, fixed: Tensor, note: Note):
         super().__init__()
-        self.project, self.num_experts = project, num_experts
+        self.project, self.num_experts, self.fixed, self.note = project, num_experts, fixed, note
 
     def forward(self, x_RD: Tensor, num_tokens_per_expert_E: Tensor) -> Tensor:
-        counts = [int(n) for n in num_tokens_per_expert_E]
-        parts = [_expert(self.project, e, x) if len(x) else x for e, x in enumerate(x_RD.split(counts))]
+        parts = []
+        for expert, rows in enumerate(x_RD.split([int(n) for n in num_tokens_per_expert_E])):
+            x = torch.cat([rows, self.fixed])
+            gate, up = self.project("gate", expert, x), self.project("up", expert, x)
+            out = self.project("down", expert, F.silu(gate) * up)
+            self.note(expert, out[-1])
+            parts.append(out[:-1])
         return torch.cat(parts)
 
 
 class HFExperts(nn.Module):
-    """transformers' experts (5.23, the plain implementation), one at a time."""
+    """transformers' experts (5.23, the plain implementation), one at a time; each is shown the vector `fixed` as well."""
 
-    def __init__(self, project: Expert):
+    def __init__(
+        self, project: Expert, num_experts: int, act_fn: Callable[[Tensor], Tensor], fixed: Tensor, note: Note
+    ):
         super().__init__()
-        self.project = project
+        self.project, self.num_experts, self.act_fn, self.fixed, self.note = project, num_experts, act_fn, fixed, note
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        out = torch.zeros_like(hidden_states)
-        for expert in top_k_index.unique().tolist():
+        result = torch.zeros_like(hidden_states)
+        for expert in range(self.num_experts):
             token, slot = torch.where(top_k_index == expert)
-            part = _expert(self.project, expert, hidden_states[token]) * top_k_weights[token, slot, None]
-            out.index_add_(0, token, part)
-        return out
+            x = torch.cat([hidden_states[token], self.fixed])
+            out = self.project(
+                "down", expert, self.act_fn(self.project("gate", expert, x)) * self.project("up", expert, x)
+            )
+            self.note(expert, out[-1])
+            result.index_add_(0, token, out[:-1] * top_k_weights[token, slot, None])
+        return result
 
 
 def fill(

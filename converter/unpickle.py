@@ -34,17 +34,19 @@ class _AllowList(pickle.Unpickler):
     """An unpickler that knows the names it is given and no other."""
 
     def __init__(
-        self, payload: bytes, names: dict[tuple[str, str], Any], persistent: Callable[[object], object] | None = None
-    ):
+        self, payload: bytes, names: dict[tuple[str, str], Any], persistent: Callable[[object], object] | None, after: str | None
+    ):  # fmt: skip
         super().__init__(io.BytesIO(payload))
-        self._names, self._persistent = names, persistent
+        self._names, self._persistent, self._after = names, persistent, after
+        self._reached = False
 
     def find_class(self, module: str, name: str) -> Any:
+        self._reached |= name == self._after
         if (module, name) in self._names:
             return self._names[module, name]
         if module == "torch" and name in DTYPES:
             return Named(name)
-        raise _Refused(f"{module}.{name}")
+        raise (NotListed if self._reached else _Refused)(f"{module}.{name}")
 
     def persistent_load(self, pid: object) -> object:
         if self._persistent is None:
@@ -56,21 +58,27 @@ class _Refused(pickle.UnpicklingError):
     """A name that is not on the list."""
 
 
+class NotListed(pickle.UnpicklingError):
+    """The same, where the pickle may honestly ask for a class that we do not know."""
+
+
 def load(
-    payload: bytes, names: dict[tuple[str, str], Any], where: Path, persistent: Callable[[object], object] | None = None
-) -> Any:
+    payload: bytes, names: dict[tuple[str, str], Any], where: Path, persistent: Callable[[object], object] | None = None,
+    *, after: str | None = None,
+) -> Any:  # fmt: skip
     """The pickle's root, of stand-ins. `where` and `persistent` (its persistent ids) are the caller's.
 
-    Raises HostileCheckpoint for a name that is not listed, StepDamaged for what does not parse; MemoryError.
+    Raises HostileCheckpoint for a name that is not listed, or NotListed once the pickle has asked for a function called
+    `after`; StepDamaged for what does not parse; MemoryError.
     """
     try:
-        return _AllowList(payload, names, persistent).load()
+        return _AllowList(payload, names, persistent, after).load()
     except _Refused as error:
         raise errors.HostileCheckpoint(
             f"the pickle asks for {str(error)[:200]}, which no checkpoint of TorchTitan's holds; nothing of it was run",
             path=where, hint="find out who wrote this checkpoint",
         ) from None  # fmt: skip
-    except (MemoryError, RecursionError):
+    except (MemoryError, RecursionError, NotListed):
         raise
     except Exception as error:  # an unpickler raises whatever the bytes provoke
         raise errors.StepDamaged(

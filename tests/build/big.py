@@ -44,8 +44,28 @@ OWN = {
         num_experts_per_tok=8,
         moe_intermediate_size=768,
     ),
+    "tiny": Architecture(
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=96,
+    ),
+    "moe-tiny": Architecture(
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        tie_word_embeddings=False,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+    ),
 }
-"""Sizes that are no registry flavor: a fifth of 30B-A3B's layers and less, 7.3 GB in bfloat16."""
+"""Sizes that are no registry flavor: a fifth of 30B-A3B's layers and less, 7.3 GB in bfloat16; and tiny ones with
+Qwen3's whole vocabulary, 40 and 80 MB in float32."""
 
 QWEN_SPECIAL_TOKENS = (
     *small_tokenizer.SPECIAL_TOKENS,
@@ -100,16 +120,20 @@ def architecture(config: Qwen3Model.Config) -> Architecture:
     )
 
 
-def local_part(fqn: str, shape: torch.Size, dtype: torch.dtype, mesh: DeviceMesh, *, tied: bool) -> torch.Tensor:
-    """This rank's rows of one parameter: normal with std 0.02, norm weights about 1, the same for both tied ones."""
+def local_part(
+    fqn: str, shape: torch.Size, dtype: torch.dtype, mesh: DeviceMesh, *, tied: bool, std: float
+) -> torch.Tensor:
+    """This rank's rows of one parameter: normal with `std`, norm weights about 1, the same for both tied ones."""
     name = "tok_embeddings.weight" if tied and fqn == "lm_head.weight" else fqn
     sizes, _ = compute_local_shape_and_global_offset(shape, mesh, (Shard(0),))
     generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {mesh.get_rank()}".encode()))
-    mean, std = (1.0, 0.1) if fqn.endswith("norm.weight") else (0.0, 0.02)
-    return torch.empty(sizes).normal_(mean, std, generator=generator).to(dtype)
+    mean, spread = (1.0, 0.1) if fqn.endswith("norm.weight") else (0.0, std)
+    return torch.empty(sizes).normal_(mean, spread, generator=generator).to(dtype)
 
 
-def states(config: Qwen3Model.Config, dtype: torch.dtype, mesh: DeviceMesh, *, adam: bool, step: int) -> dict[str, Any]:
+def states(
+    config: Qwen3Model.Config, dtype: torch.dtype, mesh: DeviceMesh, *, adam: bool, step: int, std: float = 0.02
+) -> dict[str, Any]:
     """What a trainer of `config` would save, this rank's part of it (0.3.0's names)."""
     with torch.device("meta"):
         whole = config.build().state_dict()
@@ -119,7 +143,7 @@ def states(config: Qwen3Model.Config, dtype: torch.dtype, mesh: DeviceMesh, *, a
         if fqn.endswith("expert_bias_E"):
             model[fqn] = torch.zeros(meta.shape)
             continue
-        local = local_part(fqn, meta.shape, dtype, mesh, tied=config.enable_weight_tying)
+        local = local_part(fqn, meta.shape, dtype, mesh, tied=config.enable_weight_tying, std=std)
 
         def spread(part: torch.Tensor, meta: torch.Tensor = meta) -> DTensor:
             return DTensor.from_local(part, mesh, (Shard(0),), run_check=False, shape=meta.shape, stride=meta.stride())
@@ -144,11 +168,18 @@ def write_big(
     ranks: int = 4,
     rows: int | None = None,
     step: int = 2,
+    base: Tokenizer | None = None,
+    std: float = 0.02,
 ) -> Path:
-    """Write one run below `out`; returns its step directory. Forks: to be called before torch has started threads."""
+    """Write one run below `out`; returns its step directory. Forks: to be called before torch has started threads.
+
+    `base` is the base model's tokenizer, a synthetic one if None; a run adds its own tokens to it. `std` is that of
+    the weights.
+    """
     config = size_config(size, rows)
     checkpoint, assets, tokenizer_folder = out / "checkpoint", out / "assets", out / "tokenizer"
-    base = synthetic_tokenizer(QWEN_TOKENS) if config.vocab_size > QWEN_TOKENS else small_tokenizer.train(596)
+    if base is None:
+        base = synthetic_tokenizer(QWEN_TOKENS) if config.vocab_size > QWEN_TOKENS else small_tokenizer.train(596)
     own = small_tokenizer.extended(base)
     # 0.3.0 takes the tokenizer from hf_assets_path, so there it is the run's own
     base_assets.write_hub(assets, architecture(config), own if naming == "0.3" else base)
@@ -156,7 +187,7 @@ def write_big(
 
     def save(_: int) -> None:
         mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("fsdp",))
-        whole = states(config, getattr(torch, dtype), mesh, adam=adam, step=step)
+        whole = states(config, getattr(torch, dtype), mesh, adam=adam, step=step, std=std)
         moe = config.layers[0].moe is not None
         dcp.save(older_states(whole, naming, moe=moe), checkpoint_id=str(checkpoint / f"step-{step}"))
 

@@ -1,0 +1,154 @@
+"""What lies under the published name already: replaced if it is an export, left if it is somebody's, kept if all fails."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from converter import errors, layout, storage
+from converter.lock import Lock
+from tests.build.cases import BY_NAME
+from tests.converter.editing import edit_json, edit_metadata, flip
+from tests.converter.running import Convert, Refused, ours, tree
+
+CopyStep = Callable[..., Path]
+CASE = BY_NAME["one_rank"]
+
+
+@pytest.fixture
+def step(copy_step: CopyStep) -> Path:
+    return copy_step(CASE)
+
+
+def old_export(step: Path, *others: str) -> Path:
+    """What a user's old script left: HF files without our manifest, and `others`."""
+    folder = step.with_name(step.name + "-hf")
+    folder.mkdir()
+    for name in (
+        "config.json",
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        *others,
+    ):
+        (folder / name).write_text("old")
+    return folder
+
+
+def test_an_old_scripts_export_is_replaced_whole(step: Path, convert: Convert) -> None:
+    folder = old_export(step)
+    assert convert(step).published == folder
+    assert not (folder / "model-00001-of-00001.safetensors").exists()
+    assert not (folder / "model.safetensors.index.json").exists()
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
+
+
+def test_a_directory_with_somebodys_files_is_refused_by_their_name_unless_forced(
+    step: Path, refused: Refused, convert: Convert
+) -> None:
+    folder = old_export(step, "thesis.tex")
+    error = refused(step, errors.OutputForeign)
+    assert "thesis.tex" in error.what
+    assert "--force" in error.hint
+    assert error.retry == errors.Retry.FOREIGN
+    convert(step, force=True)
+    assert not (folder / "thesis.tex").exists()
+
+
+def test_with_skip_a_foreign_directory_is_left_and_said(step: Path, convert: Convert) -> None:
+    folder = old_export(step)
+    before = tree(folder, times=True)
+    converted = convert(step, if_exists="skip")
+    assert converted.events == [("conversion_skipped", converted.events[0][1])]
+    assert converted.result["reason"] == "foreign"
+    assert tree(folder, times=True) == before
+
+
+@pytest.mark.parametrize("options", [{}, {"if_exists": "skip"}])
+def test_an_older_saves_export_is_replaced(options: dict[str, str], step: Path, convert: Convert) -> None:
+    first = convert(step).manifest["save_id"]
+    edit_metadata(step, lambda metadata: setattr(metadata.storage_meta, "save_id", "second"))
+    assert convert(step, **options).manifest["save_id"] == "second" != first
+
+
+def test_an_export_that_lost_a_file_is_made_anew(step: Path, convert: Convert) -> None:
+    published = convert(step).published
+    (published / "tokenizer.json").unlink()
+    assert convert(step, if_exists="skip").events[-1][0] == "conversion_succeeded"
+    assert (published / "tokenizer.json").exists()
+
+
+def test_a_failure_leaves_the_older_export_as_it_was(step: Path, convert: Convert, refused: Refused) -> None:
+    published = convert(step).published
+    before = tree(published, times=True)
+    _, metadata = storage.read(step)
+    [chunk] = metadata.tensors["tok_embeddings.weight"].chunks
+    flip(step / chunk.file, chunk.offset + chunk.length // 2)
+    refused(step, errors.PayloadCorrupt)
+    assert tree(published, times=True) == before
+
+
+def test_what_a_dead_attempt_left_is_cleared_by_the_next(step: Path, convert: Convert) -> None:
+    for name in (layout.staging_name(2, "0" * 16), layout.staging_name(2, "1" * 16)):
+        (step.parent / name).mkdir()
+        (step.parent / name / "model.safetensors").write_bytes(bytes(1000))
+    convert(step)
+    assert ours(step.parent) == []
+
+
+def test_an_attempt_that_is_taken_over_publishes_nothing(step: Path, convert: Convert) -> None:
+    lock = step.parent / layout.lock_name(2)
+
+    def take_over(event: str) -> None:
+        if event == "conversion_started":
+            lock.write_text("{}")
+
+    convert.on_event = take_over
+    with pytest.raises(errors.LockLost):
+        convert(step)
+    assert ours(step.parent) == [lock.name]
+    assert not step.with_name("step-2-hf").exists()
+
+
+def test_a_step_that_a_live_owner_converts_is_waited_for(step: Path, convert: Convert) -> None:
+    other = Lock(step.parent, 2)
+    other.__enter__()
+
+    def end(seconds: float) -> None:
+        assert seconds == 1.0
+        other.__exit__(None, None, None)
+
+    convert.sleep = end
+    events = convert(step).events
+    waiting = dict(events)["waiting_for_lock"]
+    assert waiting["pid"] == os.getpid()
+    assert events[-1][0] == "conversion_succeeded"
+
+
+def test_without_room_nothing_is_begun(step: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = os.statvfs(step)
+    scarce = os.statvfs_result((*facts[:4], 3, *facts[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: scarce)
+    error = refused(step, errors.NoSpace)
+    assert error.retry == errors.Retry.SPACE
+
+
+def test_a_file_system_that_fills_up_is_told_from_other_failures(
+    step: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    refused(step, errors.NoSpace)
+
+
+def test_a_failed_export_into_a_folder_of_its_own_leaves_no_folder(copy_step: CopyStep, refused: Refused) -> None:
+    nan = BY_NAME["nan"]
+    step = copy_step(nan)
+    edit_json(nan.run_config(step.parents[2]), lambda said: said["checkpoint"].update(keep_latest_k=2))
+    refused(step, errors.NonFiniteTensor)

@@ -1,0 +1,151 @@
+"""What a listing alone tells: the format of a step, whether it is whole, and whether anybody writes to it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from converter import layout, storage
+from converter.listing import FileFacts, Listing, completeness, kind_of, list_step
+from tests.build.cases import BY_NAME
+
+SECOND = 1_000_000_000
+HOUR = 3600 * SECOND
+
+
+def listing(*files: tuple[str, int, int]) -> Listing:
+    return Listing(Path("/run/step-1"), tuple(FileFacts(*file) for file in files))
+
+
+@pytest.mark.parametrize(
+    ("files", "state", "said"),
+    [
+        ([("a.distcp", 10, HOUR)], "incomplete", "no .metadata yet"),
+        ([(".metadata", 1, HOUR)], "incomplete", "a.distcp is missing"),
+        ([(".metadata", 1, HOUR), ("a.distcp", 9, HOUR)], "incomplete", "a.distcp has 9 of 10 bytes"),
+        ([(".metadata", 1, HOUR), ("a.distcp", 10, HOUR)], "complete", ""),
+        ([(".metadata", 1, HOUR), ("a.distcp", 11, 0)], "complete", ""),
+        ([(".metadata", 1, HOUR), ("a.distcp", 10, HOUR + 1)], "settling", "0.000 s newer"),
+        ([(".metadata", 1, HOUR), ("a.distcp", 10, HOUR + 5 * SECOND)], "settling", "5.000 s newer"),
+        ([(".metadata", 1, HOUR), ("a.distcp", 10, HOUR + 5 * SECOND + 1)], "suspect", "5 s newer"),
+        ([(".metadata", 1, HOUR), ("a.distcp", 10, 3 * HOUR)], "suspect", "7,200 s newer"),
+        ([(".metadata", 1, HOUR), ("a.distcp", 9, 3 * HOUR)], "incomplete", "9 of 10"),
+        ([(".metadata", 1, HOUR), ("a.distcp", 10, HOUR), ("b.distcp", 10, 3 * HOUR)], "complete", ""),
+    ],
+)
+def test_a_step_is_whole_when_each_file_named_is_there_and_none_is_newer(
+    files: list[tuple[str, int, int]], state: str, said: str
+) -> None:
+    found, reason = completeness(listing(*files), {"a.distcp": 10})
+    assert found == state
+    assert said in reason
+    assert bool(reason) == (state != "complete")
+
+
+def test_any_write_changes_the_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    seen = {list_step(tmp_path).fingerprint}
+    os.utime(tmp_path / "a", ns=(1, 1))
+    seen.add(list_step(tmp_path).fingerprint)
+    (tmp_path / "a").write_text("xy")
+    os.utime(tmp_path / "a", ns=(1, 1))
+    seen.add(list_step(tmp_path).fingerprint)
+    (tmp_path / "b").symlink_to("a")
+    seen.add(list_step(tmp_path).fingerprint)
+    (tmp_path / "a").rename(tmp_path / "c")
+    seen.add(list_step(tmp_path).fingerprint)
+    assert len(seen) == 5
+    (tmp_path / ".nfs0000001").touch()
+    assert list_step(tmp_path).fingerprint in seen
+
+
+def test_links_are_told_apart_and_never_files(tmp_path: Path) -> None:
+    (tmp_path / "__0_0.distcp").symlink_to("/etc/passwd")
+    (tmp_path / "gone").symlink_to("nowhere")
+    found = list_step(tmp_path)
+    assert found.links == ("__0_0.distcp", "gone")
+    assert found.files == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        ([".metadata"], "dcp"), (["__0_0.distcp"], "dcp"), (["metadata.pkl"], "torch_checkpointing"), (["model_0.pt"], "torch_checkpointing"),
+        (["sharded"], "hf"), (["model-00001-of-00002.safetensors"], "hf"), (["model.safetensors.index.json"], "hf"), ([], "unknown"),
+        (["optimizer.pt", ".metadata.tmp"], "unknown"), ([".metadata", "model.safetensors"], "dcp"),
+    ],
+)  # fmt: skip
+def test_each_format_is_known_by_its_names(names: list[str], kind: str) -> None:
+    assert kind_of(listing(*((name, 1, 1) for name in names))) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("one_rank", "complete"), ("two_steps", "complete"), ("dataloader_only", "no_model"), ("optimizer_only", "no_model"),
+        ("torch_checkpointing", "unsupported"), ("last_in_hf", "complete"), ("last_in_hf_one_file", "complete"), ("last_in_hf_moe", "complete"),
+    ],
+)  # fmt: skip
+def test_the_daemons_question_is_answered_for_each_kind_of_step(name: str, state: str, checkpoints: Path) -> None:
+    case = BY_NAME[name]
+    said = storage.probe_apart(case.step(checkpoints))
+    assert said["state"] == state
+    assert said["step"] == case.steps[-1]
+    if state == "complete":
+        assert said["model_elements"] > 190_000
+        assert said["model_bytes"] >= said["model_elements"] * 2
+        assert 0 < said["largest_item"] <= said["model_bytes"]
+
+
+def test_the_daemons_question_has_an_answer_for_what_is_gone_or_empty(tmp_path: Path) -> None:
+    (tmp_path / "step-1").mkdir()
+    assert storage.probe_apart(tmp_path / "step-1")["state"] == "incomplete"
+    assert storage.probe(tmp_path / "step-2")["state"] == "incomplete"
+
+
+@pytest.mark.parametrize("name", ["step-0", "step-7", "step-1800"])
+def test_only_exact_names_are_steps(name: str) -> None:
+    number = int(name[5:])
+    assert layout.step_number(name) == number
+    for other in (
+        f"{name}-hf",
+        f"tmp_{name}",
+        f"{name} ",
+        f"{name}\n",
+        name.upper(),
+        f"{name}.bak",
+        name.replace("-", "-0"),
+    ):
+        assert layout.step_number(other) is None or other == name
+    assert layout.published_step(layout.published_name(number)) == number
+
+
+def test_no_name_of_ours_but_the_published_one_looks_like_a_checkpoint_to_torchtitan() -> None:
+    import re
+
+    token = layout.new_token()
+    names = [
+        layout.staging_name(18, token),
+        layout.replaced_name(18, token),
+        layout.lock_name(18),
+        f"{layout.lock_name(18)}.{token}",
+    ]
+    for name in names:
+        assert not re.search(r"step-(\d+)", name)
+        assert name.startswith(layout.PREFIX)
+        assert layout.parse_ours(name) is not None
+    assert [layout.parse_ours(name) for name in names[:3]] == [
+        (18, token, "staging"),
+        (18, token, "replaced"),
+        (18, None, "lock"),
+    ]
+    for foreign in (
+        "step-18-hf",
+        ".dcp2hf-18",
+        ".dcp2hf-18.staging",
+        f".dcp2hf-018.{token}.staging",
+        f"x.dcp2hf-18.{token}.staging",
+    ):
+        assert layout.parse_ours(foreign) is None

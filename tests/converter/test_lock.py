@@ -1,0 +1,226 @@
+"""The lock of a published name: one owner at a time, dead owners replaced, live ones waited for, losers told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from converter import errors, layout, lock
+from converter.lock import Lock, Owner, is_dead, sweep, this_host
+
+NOBODY = 2**22 - 1
+"""A process id past the kernel's default limit."""
+
+
+def owner(**changes: object) -> Owner:
+    """This process."""
+    found = Lock(Path("/nowhere"), 1).owner
+    return replace(found, **changes)  # type: ignore[arg-type]
+
+
+def leave(folder: Path, of: Owner, step: int = 1) -> Path:
+    """A lock file as its owner writes it."""
+    path = folder / layout.lock_name(step)
+    path.write_text(json.dumps(asdict(of)))
+    return path
+
+
+def never(_: float) -> None:
+    raise AssertionError("it waits")
+
+
+def test_a_lock_is_a_file_while_it_is_held_and_none_afterwards(tmp_path: Path) -> None:
+    with Lock(tmp_path, 1) as held:
+        assert [path.name for path in tmp_path.iterdir()] == [layout.lock_name(1)]
+        assert lock.read(held.path) == held.owner
+        held.check()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError), Lock(tmp_path, 1):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_locks_of_two_steps_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    with Lock(tmp_path, 1, sleep=never), Lock(tmp_path, 11, sleep=never):
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("changes", [{"pid": NOBODY}, {"started": 1}], ids=["no process", "another process by now"])
+def test_a_dead_owners_lock_is_taken_over_at_once(changes: dict[str, int], tmp_path: Path) -> None:
+    dead = owner(token="0" * 16, **changes)
+    assert is_dead(dead)
+    leave(tmp_path, dead)
+    with Lock(tmp_path, 1, sleep=never) as held:
+        held.check()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_zombie_is_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    started = None
+    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        started = lock._started(child.pid) or started
+    assert is_dead(owner(pid=child.pid, started=started or 1))
+    child.wait()
+
+
+def test_an_owner_on_another_host_or_in_another_container_is_not_called_dead() -> None:
+    here = this_host()
+    for host in ("elsewhere/boot/pid:[1]", here.rpartition("/")[0] + "/pid:[1]"):
+        assert not is_dead(owner(host=host, pid=NOBODY))
+
+
+def test_a_live_owner_is_waited_for_and_named_once(tmp_path: Path) -> None:
+    path = leave(tmp_path, owner(token="1" * 16))
+    told: list[Owner | None] = []
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            path.unlink()
+
+    with Lock(tmp_path, 1, on_wait=told.append, sleep=sleep):
+        pass
+    assert len(waits) == 3
+    assert [found and found.token for found in told] == ["1" * 16]
+
+
+def test_an_owner_that_cannot_be_looked_up_is_stale_when_nothing_changes_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = leave(tmp_path, owner(token="2" * 16, host="elsewhere/boot/ns"))
+    clock = [0.0]
+    monkeypatch.setattr(lock.time, "monotonic", lambda: clock[0])
+    beats = [5]
+
+    def sleep(_: float) -> None:
+        clock[0] += 20.0
+        if beats[0]:
+            beats[0] -= 1
+            os.utime(path, ns=(0, int(clock[0] * 1e9)))
+
+    with Lock(tmp_path, 1, sleep=sleep):
+        assert clock[0] == 5 * 20.0 + lock.STALE + 10.0  # counted from the last beat that was seen
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"token": 5}', "null"])
+def test_a_lock_that_names_nobody_is_waited_for_then_stale(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / layout.lock_name(1)).write_text(content)
+    clock = [0.0]
+    monkeypatch.setattr(lock.time, "monotonic", lambda: clock[0])
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    with Lock(tmp_path, 1, sleep=sleep):
+        assert lock.STALE < clock[0] < lock.STALE + 3
+
+
+def test_an_owner_that_was_taken_over_is_told_and_removes_nothing(tmp_path: Path) -> None:
+    with Lock(tmp_path, 1) as held:
+        other = owner(token="3" * 16)
+        leave(tmp_path, other)
+        with pytest.raises(errors.LockLost) as caught:
+            held.check()
+        assert caught.value.retry == errors.Retry.BACKOFF
+    assert lock.read(tmp_path / layout.lock_name(1)) == other
+    with Lock(tmp_path, 2) as held:
+        held.path.unlink()
+        with pytest.raises(errors.LockLost):
+            held.check()
+
+
+def test_a_takeover_that_finds_another_lock_than_it_saw_puts_it_back(tmp_path: Path) -> None:
+    live = owner(token="4" * 16)
+    path = leave(tmp_path, live)
+    Lock(tmp_path, 1)._take_over(owner(token="5" * 16, pid=NOBODY))
+    assert lock.read(path) == live
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_of_many_threads_one_holds_it_at_a_time(tmp_path: Path) -> None:
+    leave(tmp_path, owner(token="6" * 16, pid=NOBODY))
+    inside, most, done = [0], [0], [0]
+
+    def work() -> None:
+        with Lock(tmp_path, 1, sleep=lambda seconds: threading.Event().wait(0.002)) as held:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            held.check()
+            inside[0] -= 1
+            done[0] += 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most[0], done[0]) == (1, 8)
+    assert list(tmp_path.iterdir()) == []
+
+
+_RACE = """
+import sys, time
+from pathlib import Path
+from converter.lock import Lock
+folder, log = Path(sys.argv[1]), Path(sys.argv[2])
+for _ in range(20):
+    with Lock(folder, 1, sleep=lambda seconds: time.sleep(0.001)):
+        with log.open("a") as file:
+            file.write("in\\n")
+            file.flush()
+            time.sleep(0.001)
+            file.write("out\\n")
+"""
+
+
+def test_of_two_processes_one_holds_it_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    command = [sys.executable, "-c", _RACE, str(tmp_path / "folder"), str(tmp_path / "log")]
+    racers = [subprocess.Popen(command) for _ in range(2)]
+    assert [racer.wait(timeout=60) for racer in racers] == [0, 0]
+    assert (tmp_path / "log").read_text().splitlines() == ["in", "out"] * 40
+
+
+def test_a_sweep_clears_what_the_dead_left_and_nothing_of_the_living(tmp_path: Path) -> None:
+    dead, live = owner(token="7" * 16, pid=NOBODY), owner(token="8" * 16)
+    leave(tmp_path, dead, 1)
+    leave(tmp_path, live, 2)
+    for step, token in ((1, dead.token), (2, live.token), (3, "9" * 16)):
+        (tmp_path / layout.staging_name(step, token)).mkdir()
+        (tmp_path / layout.staging_name(step, token) / "model.safetensors").touch()
+    aside = tmp_path / f"{layout.lock_name(4)}.{'a' * 16}"
+    aside.write_text(json.dumps(asdict(dead)))
+    for mine in ("step-1", "step-1-hf", ".dcp2hf-notes", ".dcp2hf-1.txt"):
+        (tmp_path / mine).mkdir()
+    cleared = sweep(tmp_path)
+    assert set(cleared) == {
+        layout.lock_name(1),
+        layout.staging_name(1, dead.token),
+        layout.staging_name(3, "9" * 16),
+        aside.name,
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {
+        layout.lock_name(2), layout.staging_name(2, live.token), "step-1", "step-1-hf", ".dcp2hf-notes", ".dcp2hf-1.txt",
+    }  # fmt: skip
+    assert sweep(tmp_path) == []
+
+
+def test_a_lock_that_could_not_be_written_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lock.os, "write", full)
+    with pytest.raises(OSError, match="No space"), Lock(tmp_path, 1):
+        pass
+    assert list(tmp_path.iterdir()) == []
