@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from converter import assets, storage
+from converter import assets, checkpoint
 from converter.clock import Clock
 from converter.prover import Prover
 from converter.source import Options, Source
@@ -51,7 +51,7 @@ class Asking:
     def _settle(self) -> dict[str, Any]:
         with self._phase("plan"):
             settled = self._prover.ask(
-                "start", step=str(self._step), metadata=storage.to_json(self._source.metadata),
+                "start", step=str(self._step), metadata=checkpoint.to_json(self._source.metadata),
                 run=self._source.run.to_json(), base=self._found.base, base_path=str(self._found.base_path),
                 dtype=self._source.dtype, architecture=self._options.architecture,
             )  # fmt: skip

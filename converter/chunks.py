@@ -16,8 +16,8 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from converter import errors
+from converter.checkpoint import ITEM_BYTES, Chunk, TensorItems
 from converter.items import RESAVE, Payload, locate
-from converter.storage import ITEM_BYTES, Chunk, TensorItems
 
 Bytes = NDArray[np.uint8]
 

@@ -11,8 +11,19 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from converter import errors, layout
-from converter.assets import Search
 from converter.convert import convert_step
+from converter.flags import (
+    AssetsOption,
+    LogsOption,
+    MapOption,
+    NamesOption,
+    RestrictOption,
+    RootsOption,
+    RunConfigOption,
+    TokenizerOption,
+    parse_size,
+    search_of,
+)
 from converter.inspect import describe, preview, show
 from converter.report import reporter
 from converter.source import Options
@@ -28,72 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Converts TorchTitan checkpoints to HuggingFace directories, exactly.",
 )
-
-_UNITS = {
-    "": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
-
-
-def parse_size(text: str) -> int:
-    """ "50GB", "512MiB" or a number of bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
-        raise typer.BadParameter(f"{text!r} is no size like 50GB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def _pair(text: str) -> tuple[str, str]:
-    old, found, new = text.partition("=")
-    if not (found and old and new):
-        raise typer.BadParameter(f"{text!r} is not OLD=NEW")
-    return old, new
-
-
-RunConfigOption = Annotated[
-    Path | None, typer.Option("--run-config", metavar="FILE", help="The run config, instead of looking for one.")
-]
-NamesOption = Annotated[
-    list[str] | None,
-    typer.Option("--run-config-name", metavar="NAME", help="Another name a run config may have (repeatable)."),
-]
-LogsOption = Annotated[
-    list[Path] | None,
-    typer.Option("--logs-root", metavar="DIR", help="Look for <DIR>/<run name>/job_config.json too (repeatable)."),
-]
-AssetsOption = Annotated[
-    Path | None,
-    typer.Option("--hf-assets", metavar="DIR", help="The base model's folder, instead of the recorded one."),
-]
-TokenizerOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--tokenizer", "--tokenizer-path", metavar="DIR", help="The tokenizer's folder, instead of the recorded one."
-    ),
-]
-RootsOption = Annotated[
-    list[Path] | None,
-    typer.Option("--assets-root", metavar="DIR", help="Where recorded asset paths may begin (repeatable)."),
-]
-MapOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--path-map", metavar="OLD=NEW", help="Recorded paths that begin with OLD lie under NEW (repeatable)."
-    ),
-]
-RestrictOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--restrict-assets", metavar="DIR", help="Follow recorded asset paths only below these folders (repeatable)."
-    ),
-]
 
 
 @app.command()
@@ -161,7 +106,7 @@ def convert(
     """Convert a step, or every step of a run."""
     options = Options(
         output=output and output.absolute(), dtype=dtype, run_config=run_config, run_config_names=tuple(run_config_name or ()), logs_roots=tuple(logs_root or ()),
-        search=_search(hf_assets, tokenizer, assets_root, path_map, restrict_assets),
+        search=search_of(hf_assets, tokenizer, assets_root, path_map, restrict_assets),
         architecture=architecture, allow_routing_drift=allow_routing_drift, accept_copy=accept_copy, force=force,
         max_shard_size=parse_size(max_shard_size), threads=threads, forward_check=forward_check, if_exists=if_exists,
         metadata_limits=Limits(parse_size(metadata_memory_limit), metadata_deadline),
@@ -189,7 +134,7 @@ def verify_command(
     restrict_assets: RestrictOption = None,
 ) -> None:
     """Is the published directory exactly what its checkpoint gives (or, if that is gone, what its manifest says)?"""
-    search = _search(hf_assets, tokenizer, assets_root, path_map, restrict_assets)
+    search = search_of(hf_assets, tokenizer, assets_root, path_map, restrict_assets)
     options = Options(
         run_config=run_config, run_config_names=tuple(run_config_name or ()), logs_roots=tuple(logs_root or ()), search=search
     )  # fmt: skip
@@ -213,14 +158,6 @@ def verify_command(
         _exit(EXIT_FAILED)
     show_verdict(verdict, published, part)
     _exit(EXIT_OK if verdict.equal else EXIT_FAILED)
-
-
-def _search(
-    hf_assets: Path | None, tokenizer: Path | None, roots: list[Path] | None, maps: list[str] | None, restrict: list[Path] | None
-) -> Search:  # fmt: skip
-    return Search(
-        hf_assets, tokenizer, tuple(roots or ()), tuple(map(_pair, maps or ())), tuple(restrict) if restrict else None
-    )
 
 
 @app.command("inspect")

@@ -15,9 +15,9 @@ import numpy as np
 
 from converter import errors
 from converter.casting import Caster, Counts
+from converter.checkpoint import TensorItems
 from converter.chunks import Band, Bytes, Shards, bands
 from converter.exports import SAFETENSORS, Export, HFShard, Plan, target_dtype
-from converter.storage import TensorItems
 
 BLOCK = 1 << 20
 """Bytes of source that a thread holds: 256 KB and 4 MB were both slower (0.6B, 2 cores)."""

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from converter import errors, hf_step, qwen3
+from converter.checkpoint import TensorItems
 from converter.chunks import Shards
 from converter.exports import INDEX
 from converter.files import parse_json
 from converter.judge import TIE_MARGIN, Pass, routing_margin
-from converter.storage import TensorItems
 from converter.streamed import DCPSource, HFExperts, HFSource, Source, StackedSource, TitanExperts, fill, linear
 
 Progress = Callable[[int, int], None]

@@ -13,8 +13,8 @@ from math import prod
 from pathlib import Path
 
 from converter import archive, errors
+from converter.checkpoint import ITEM_BYTES, Chunk, TensorItems
 from converter.pickled import PickledTensor, parse_item
-from converter.storage import ITEM_BYTES, Chunk, TensorItems
 
 RESAVE = "save this step again, or convert another; then look at the disks of the training hosts"
 _ENDS = 4096

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any
 
-from converter import errors, storage
+from converter import checkpoint, errors
 from converter.exports import FLOATS
 from converter.files import CONFIG_LIMIT, parse_json, read_regular
 from converter.run_config import RunConfig
@@ -72,7 +72,7 @@ class Prover:
         self.step = Path(step)
         self.run = RunConfig.from_json(run)
         self.dtype = dtype
-        held = storage.from_json(metadata)
+        held = checkpoint.from_json(metadata)
         if held.form == "hf":
             shapes, made_of = qwen3.shapes_of_hf({name: items.shape for name, items in held.tensors.items()})
         else:

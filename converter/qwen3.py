@@ -53,12 +53,9 @@ def is_moe(names: Shapes | frozenset[str]) -> bool:
 
 
 def belongs(shapes: Shapes) -> bool:
-    """Whether these tensors are a Qwen3's: a decoder with norms on queries and keys."""
-    return (
-        EMBEDDING in shapes
-        and "layers.0.attention.q_norm.weight" in shapes
-        and "layers.0.attention.qkv_linear.wq.weight" in shapes
-    )
+    """Whether these tensors are a Qwen3's: a decoder with norms on queries and keys. One lost tensor changes nothing."""
+    ends = (".attention.q_norm.weight", ".attention.qkv_linear.wq.weight")
+    return all(any(name.startswith("layers.") and name.endswith(end) for name in shapes) for end in ends)
 
 
 def architecture_of_shapes(shapes: Shapes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter import assets, errors, hf_step, layout, manifest, names, run_config, storage
+from converter import assets, checkpoint, errors, hf_step, layout, manifest, names, run_config, storage
 from converter.exports import INDEX, SAFETENSORS, target_dtype
 from converter.listing import METADATA, SETTLE_SECONDS, Listing, completeness, kind_of, list_step
 
@@ -47,7 +47,7 @@ class Source:
     """A step that may be converted: its listing, its storage metadata, what its run says."""
 
     listing: Listing
-    metadata: storage.StorageMetadata
+    metadata: checkpoint.StorageMetadata
     run: run_config.RunConfig
     dtype: str
     """Of the export."""
@@ -87,7 +87,7 @@ def look(step: Path, options: Options, *, wait: bool = True) -> Source:
 
 
 def _wait_until_settled(
-    step: Path, listing: Listing, metadata: storage.StorageMetadata, options: Options, *, wait: bool
+    step: Path, listing: Listing, metadata: checkpoint.StorageMetadata, options: Options, *, wait: bool
 ) -> bool:
     """Whether the step is an accepted copy. Raises StepIncomplete or StepSuspect unless it may be converted."""
     state, reason = completeness(listing, metadata.extent)
@@ -110,7 +110,7 @@ def _wait_until_settled(
     return state == "suspect"
 
 
-def _read_hf(step: Path, listing: Listing) -> storage.StorageMetadata:
+def _read_hf(step: Path, listing: Listing) -> checkpoint.StorageMetadata:
     """A step in HF form as storage metadata: its tensors are HF's, each one raw chunk of a safetensors file."""
     said = hf_step.state_of(step, frozenset(f.name for f in listing.files))
     if said["state"] != "complete":
@@ -121,9 +121,11 @@ def _read_hf(step: Path, listing: Listing) -> storage.StorageMetadata:
         )
     tensors = {}
     for entry in hf_step.entries(step):
-        chunk = storage.Chunk((0,) * len(entry.shape), entry.shape, entry.file, entry.position, entry.length, raw=True)
-        tensors[entry.name] = storage.TensorItems(entry.name, entry.dtype, entry.shape, (chunk,))
-    return storage.StorageMetadata(said["save_id"], tensors, form="hf")
+        chunk = checkpoint.Chunk(
+            (0,) * len(entry.shape), entry.shape, entry.file, entry.position, entry.length, raw=True
+        )
+        tensors[entry.name] = checkpoint.TensorItems(entry.name, entry.dtype, entry.shape, (chunk,))
+    return checkpoint.StorageMetadata(said["save_id"], tensors, form="hf")
 
 
 def source_names(source: Source) -> dict[str, str]:
@@ -133,19 +135,19 @@ def source_names(source: Source) -> dict[str, str]:
     return names.installed_names(source.metadata.tensors, source.listing.path)
 
 
-def model_bytes(metadata: storage.StorageMetadata) -> int:
+def model_bytes(metadata: checkpoint.StorageMetadata) -> int:
     """Bytes of the model's items in the checkpoint."""
     return sum(chunk.length for items in metadata.tensors.values() for chunk in items.chunks)
 
 
-def export_bytes(metadata: storage.StorageMetadata, dtype: str) -> int:
+def export_bytes(metadata: checkpoint.StorageMetadata, dtype: str) -> int:
     """Bytes that the model's tensors take in the export's dtype; a tied head counts although it is not exported."""
     sizes = ((t.elements, t.dtype) for t in metadata.tensors.values() if t.dtype in SAFETENSORS)
     return sum(elements * SAFETENSORS[target_dtype(stored, dtype)][1] for elements, stored in sizes)
 
 
 def output_folder(
-    step: Path, run: run_config.RunConfig, metadata: storage.StorageMetadata, dtype: str, options: Options
+    step: Path, run: run_config.RunConfig, metadata: checkpoint.StorageMetadata, dtype: str, options: Options
 ) -> Path:
     """Where `step-N-hf` is made: beside the step, unless siblings would hurt training (TorchTitan up to 0.3.0).
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from converter.checkpoint import Chunk, TensorItems
 from converter.chunks import Shards, boxes
 from converter.exports import SAFETENSORS
-from converter.storage import Chunk, TensorItems
 
 BLOCK = 8 << 20
 """Bytes of float32 rows that a linear layer holds at a time."""

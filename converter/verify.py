@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 from converter import assets, errors, hf_step, layout, manifest
+from converter.checkpoint import to_json
 from converter.evidence import make_manifest
 from converter.export import Exporter
 from converter.exports import INDEX, Plan, lay_out, target_dtype
@@ -18,7 +19,6 @@ from converter.manifest import FileEntry, Manifest
 from converter.prover import Prover
 from converter.sinks import Comparer
 from converter.source import Options, look, source_names
-from converter.storage import to_json
 
 
 @dataclass

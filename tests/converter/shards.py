@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from converter.storage import Chunk, TensorItems
+from converter.checkpoint import Chunk, TensorItems
 
 Place = tuple[tuple[int, ...], tuple[int, ...]]
 """Offsets and sizes of a chunk."""

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from converter import errors
+from converter.checkpoint import TensorItems
 from converter.chunks import Band, Shards, as_3d, bands, boxes
-from converter.storage import TensorItems
 from tests.converter.editing import flip
 from tests.converter.shards import Place, store, tilings
 

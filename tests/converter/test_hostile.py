@@ -129,7 +129,7 @@ refused = 0
 for position in range(0, len(whole), 1009):
     for value in {0, 255, whole[position] ^ 1} - {whole[position]}:
         try:
-            found = storage.from_pickle(whole[:position] + bytes([value]) + whole[position + 1 :], listing)
+            found = checkpoint.from_pickle(whole[:position] + bytes([value]) + whole[position + 1 :], listing)
         except (errors.StepDamaged, errors.HostileCheckpoint, MemoryError):
             refused += 1
         else:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from converter import errors
+from converter.checkpoint import TensorItems
 from converter.chunks import Shards, bands
-from converter.storage import TensorItems
 from tests.converter.editing import flip
 from tests.converter.shards import dtype_of, item, one_item, rezipped, zip64
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 
-from converter import errors, storage
+from converter import checkpoint, errors, storage
 from converter.listing import list_step
 from converter.metadata import parse
 from tests.build.cases import ALL, BY_NAME, Case
@@ -50,7 +50,7 @@ def test_all_that_is_taken_is_what_torch_reads(case: Case, checkpoints: Path) ->
 @pytest.mark.parametrize("case", DCP, ids=lambda case: case.name)
 def test_the_model_is_told_from_the_rest_and_every_chunk_has_its_place(case: Case, checkpoints: Path) -> None:
     step = case.step(checkpoints)
-    found = storage.from_pickle((step / ".metadata").read_bytes(), list_step(step))
+    found = checkpoint.from_pickle((step / ".metadata").read_bytes(), list_step(step))
     theirs = by_torch(step)
     model = {
         fqn: entry
@@ -68,7 +68,7 @@ def test_the_model_is_told_from_the_rest_and_every_chunk_has_its_place(case: Cas
         assert {(c.offsets, c.sizes) for c in tensor.chunks} == {(tuple(c.offsets), tuple(c.sizes)) for c in whole}
         assert all((c.file, c.offset, c.length) == places[fqn, c.offsets] for c in tensor.chunks)
     assert found.extent == {path.name: path.stat().st_size for path in step.glob("*.distcp")}
-    assert storage.from_json(storage.to_json(found)) == found
+    assert checkpoint.from_json(checkpoint.to_json(found)) == found
 
 
 def test_real_metadata_asks_for_few_names(checkpoints: Path) -> None:
@@ -129,7 +129,7 @@ def test_metadata_that_no_writer_leaves_is_damaged_and_says_how(name: str, copy_
     step = copy_step(PLAIN)
     edit_metadata(step, CHANGES[name])
     with pytest.raises(errors.StepDamaged) as caught:
-        storage.from_pickle((step / ".metadata").read_bytes(), list_step(step))
+        checkpoint.from_pickle((step / ".metadata").read_bytes(), list_step(step))
     assert caught.value.path == str(step / ".metadata")
     assert storage.probe_apart(step)["state"] == "damaged"
     assert "memory" not in storage.probe_apart(step)["reason"]

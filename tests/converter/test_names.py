@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from converter import errors, names, storage
+from converter import checkpoint, errors, names
 from converter.listing import list_step
 from tests.build import reference
 from tests.build.cases import CASES, Case
@@ -17,7 +17,7 @@ STEP = Path("/run/step-1")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_real_name_is_renamed_as_the_reference_renames_it(case: Case, checkpoints: Path) -> None:
     step = case.step(checkpoints)
-    metadata = storage.from_pickle((step / ".metadata").read_bytes(), list_step(step))
+    metadata = checkpoint.from_pickle((step / ".metadata").read_bytes(), list_step(step))
     found = names.installed_names(metadata.tensors, STEP)
     assert found == {reference.renamed(fqn): fqn for fqn in metadata.tensors}
 

@@ -11,10 +11,10 @@ import torchtitan.models.qwen3 as titan
 from transformers import Qwen3MoeConfig
 
 from converter import errors, plan, qwen3, standin
+from converter.checkpoint import from_pickle
 from converter.exports import Plan
 from converter.listing import list_step
 from converter.names import installed_names
-from converter.storage import from_pickle
 from tests.build import reference
 from tests.build.cases import BY_NAME, CASES, Case
 from tests.build.models import tiny_config

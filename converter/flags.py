@@ -1,0 +1,84 @@
+"""Owns the flags that several commands of `dcp2hf` share, and how their values are read."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from converter.assets import Search
+
+_UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def parse_size(text: str) -> int:
+    """ "50GB", "512MiB" or a number of bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+        raise typer.BadParameter(f"{text!r} is no size like 50GB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, found, new = text.partition("=")
+    if not (found and old and new):
+        raise typer.BadParameter(f"{text!r} is not OLD=NEW")
+    return old, new
+
+
+RunConfigOption = Annotated[
+    Path | None, typer.Option("--run-config", metavar="FILE", help="The run config, instead of looking for one.")
+]
+NamesOption = Annotated[
+    list[str] | None,
+    typer.Option("--run-config-name", metavar="NAME", help="Another name a run config may have (repeatable)."),
+]
+LogsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--logs-root", metavar="DIR", help="Look for <DIR>/<run name>/job_config.json too (repeatable)."),
+]
+AssetsOption = Annotated[
+    Path | None,
+    typer.Option("--hf-assets", metavar="DIR", help="The base model's folder, instead of the recorded one."),
+]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer", "--tokenizer-path", metavar="DIR", help="The tokenizer's folder, instead of the recorded one."
+    ),
+]
+RootsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--assets-root", metavar="DIR", help="Where recorded asset paths may begin (repeatable)."),
+]
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--path-map", metavar="OLD=NEW", help="Recorded paths that begin with OLD lie under NEW (repeatable)."
+    ),
+]
+RestrictOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--restrict-assets", metavar="DIR", help="Follow recorded asset paths only below these folders (repeatable)."
+    ),
+]
+
+
+def search_of(
+    hf_assets: Path | None, tokenizer: Path | None, roots: list[Path] | None, maps: list[str] | None, restrict: list[Path] | None
+) -> Search:  # fmt: skip
+    """How recorded asset paths are followed, by these flags."""
+    return Search(
+        hf_assets, tokenizer, tuple(roots or ()), tuple(map(_pair, maps or ())), tuple(restrict) if restrict else None
+    )
