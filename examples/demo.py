@@ -42,6 +42,8 @@ def main() -> int:
         print("\nstopping", flush=True)
         return 0
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a second one, as `make` sends, must not cut the stopping short
         for process in (trainer, daemon):
             if process.poll() is None:
                 process.terminate()
