@@ -9,9 +9,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from daemon import mounts, settings, units
-from daemon.ledger import Ledger, LedgerError
-from daemon.settings import Settings, SettingsError
+from daemon import config, mounts, units
+from daemon.config import SettingsError
+from daemon.database import LedgerError
+from daemon.ledger import Ledger
+from daemon.settings import Settings
 
 USAGE = 2
 _EXAMPLE = """\
@@ -45,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(go=go)
         added.add_argument(
-            "--config", metavar="FILE", help=f"default: $DCP2HF_CONFIG, else {settings.DEFAULT_CONFIG} if it exists"
+            "--config", metavar="FILE", help=f"default: $DCP2HF_CONFIG, else {config.DEFAULT_CONFIG} if it exists"
         )
         return added
 
@@ -80,13 +82,13 @@ def _run(options: argparse.Namespace) -> int:
     from daemon.systemd import Notifier
 
     def load() -> Settings:
-        return settings.load(config=options.config, roots=tuple(options.roots))
+        return config.load(config=options.config, roots=tuple(options.roots))
 
     loaded = load()
     if not loaded.roots:
         print(f"dcp2hfd: {_EXAMPLE}", file=sys.stderr)
         return USAGE
-    folder = settings.state_dir(loaded)
+    folder = config.state_dir(loaded)
     ledger = Ledger.rehearsal(folder) if options.dry_run else Ledger.open(folder)
 
     async def serve() -> int:
@@ -104,7 +106,7 @@ def _run(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from daemon import status
 
-    folder = settings.state_dir(settings.load(config=options.config))
+    folder = config.state_dir(config.load(config=options.config))
     ledger = Ledger.read(folder)
     try:
         status.show(ledger, folder, as_json=options.json)
@@ -115,7 +117,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    folder = settings.state_dir(settings.load(config=options.config))
+    folder = config.state_dir(config.load(config=options.config))
     path = os.path.abspath(options.path)
     if Ledger.read(folder) is None:
         raise LedgerError(f"no ledger in {folder}: no daemon ran with this state_dir yet")
@@ -134,8 +136,8 @@ def _retry(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    loaded = settings.load(config=options.config)
-    folder = settings.state_dir(loaded)
+    loaded = config.load(config=options.config)
+    folder = config.state_dir(loaded)
     print(f"state_dir: {folder} ({mounts.of(str(folder)).type})")
     print(f"workers: {loaded.workers}")
     if not loaded.roots:

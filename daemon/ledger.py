@@ -1,14 +1,9 @@
-"""Owns the ledger: what is remembered of steps, attempts and runs, in SQLite. The only importer of sqlite3.
+"""Owns the ledger: what is remembered of steps, attempts, runs and running daemons. Steps are keyed by path and save.
 
-The disk is the truth (a published directory carries its manifest); the ledger is history and pacing. One file on a
-local disk, in WAL mode: several daemons and `status` may have it open at once. Steps are keyed by path and save.
+The disk is the truth (a published directory carries its manifest); the ledger is history and pacing.
 """
 
-import contextlib
 import os
-import shutil
-import sqlite3
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,115 +11,41 @@ from typing import Any
 
 import msgspec
 
+from daemon import database
+from daemon.database import Connection, Record, transaction
 from daemon.messages import Answer
+from daemon.process import is_alive, owner_of
 from daemon.records import Outcome, Row, State
 from daemon.verdict import Block
 
-NAME = "ledger.sqlite"
-PATIENCE = 10.0
-"""Seconds that a write of another process is waited for."""
-MIGRATIONS = (
-    """
-    CREATE TABLE steps (
-        id INTEGER PRIMARY KEY, path TEXT NOT NULL, save_id TEXT NOT NULL, current INTEGER NOT NULL DEFAULT 1,
-        root TEXT NOT NULL, run TEXT NOT NULL, run_name TEXT NOT NULL, step INTEGER NOT NULL,
-        state TEXT NOT NULL, reason TEXT NOT NULL, error TEXT, hint TEXT NOT NULL,
-        attempts INTEGER NOT NULL, next_attempt REAL, wish TEXT NOT NULL, output TEXT,
-        accept_copy INTEGER NOT NULL, complete_at REAL, answer TEXT, first_seen REAL NOT NULL, updated REAL NOT NULL,
-        UNIQUE (path, save_id)
-    );
-    CREATE INDEX steps_current ON steps (root, path) WHERE current;
-    CREATE TABLE attempts (
-        id INTEGER PRIMARY KEY, step_id INTEGER NOT NULL REFERENCES steps (id), started REAL NOT NULL, ended REAL,
-        owner TEXT NOT NULL, result TEXT, error TEXT, message TEXT, path TEXT, hint TEXT, seconds REAL, event TEXT
-    );
-    CREATE INDEX attempts_step ON attempts (step_id);
-    CREATE INDEX attempts_open ON attempts (owner) WHERE ended IS NULL;
-    CREATE TABLE runs (path TEXT PRIMARY KEY, block TEXT, said TEXT NOT NULL DEFAULT '{}');
-    CREATE TABLE requests (id INTEGER PRIMARY KEY, path TEXT NOT NULL, accept_copy INTEGER NOT NULL, asked REAL NOT NULL);
-    CREATE TABLE daemons (owner TEXT PRIMARY KEY, since REAL NOT NULL, what TEXT NOT NULL);
-    """,
-)
-"""What brings the schema from one version to the next; released ones are never changed."""
 _COLUMNS = tuple(field.name for field in msgspec.structs.fields(Row))
 _FORGIVEN = (State.FAILED, State.QUARANTINED, State.REMOVED, State.UNSUPPORTED, State.FOREIGN, State.VANISHED)
-
-
-class LedgerError(Exception):
-    """The ledger cannot be used; the message says which and what to do."""
-
-
-def owner_of(pid: int) -> str:
-    """A process as the ledger names it: pid and start time, since a pid alone may be another process by now."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return f"{pid} {fields[19]}" if fields[0] not in "ZX" else ""
-
-
-def is_alive(owner: str) -> bool:
-    """Whether the process of that name still runs."""
-    return owner_of(int(owner.partition(" ")[0])) == owner
 
 
 class Ledger:
     """One open ledger."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._db = connection
-        self._db.row_factory = sqlite3.Row
+        self._db.row_factory = Record
         self._version = self._data_version()
         self.owner = owner_of(os.getpid())
 
     @classmethod
     def open(cls, folder: Path) -> "Ledger":
         """The ledger in `folder`, made or brought up to date if need be. Raises LedgerError."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-            db = sqlite3.connect(folder / NAME, isolation_level=None, timeout=PATIENCE)
-            _use_wal(db)
-            db.execute("PRAGMA synchronous = NORMAL")
-            _migrate(db, folder / NAME)
-        except (OSError, sqlite3.Error) as error:
-            raise LedgerError(
-                f"the ledger cannot be opened: {folder / NAME}: {error}; set state_dir to a folder that this user can write"
-            ) from None
-        return cls(db)
+        return cls(database.open_for_writing(folder))
 
     @classmethod
     def read(cls, folder: Path) -> "Ledger | None":
-        """The ledger in `folder` for reading only, whether or not a daemon has it open; None if there is none.
-
-        Never creates a file beside it: as root that would shut out the service's own user. Raises LedgerError.
-        """
-        path = folder / NAME
-        if not path.exists():
-            return None
-        quoted = str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-        # Without a -wal nobody has it open: SQLite may take it as it lies and needs no files beside it.
-        mode = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
-        try:
-            try:
-                db = sqlite3.connect(f"file:{quoted}?{mode}", uri=True, isolation_level=None, timeout=PATIENCE)
-                _check_version(db, path)
-            except sqlite3.OperationalError:
-                db = _copy(path)
-                _check_version(db, path)
-        except (OSError, sqlite3.Error) as error:
-            raise LedgerError(f"the ledger cannot be read: {path}: {error}") from None
-        return cls(db)
+        """The ledger in `folder` for reading only, None if there is none. Raises LedgerError."""
+        db = database.open_for_reading(folder)
+        return cls(db) if db is not None else None
 
     @classmethod
     def rehearsal(cls, folder: Path) -> "Ledger":
-        """A copy in memory of the ledger in `folder` (empty if there is none): nothing written to it lasts."""
-        found = cls.read(folder)
-        db = sqlite3.connect(":memory:", isolation_level=None)
-        if found is not None:
-            found._db.backup(db)
-            found.close()
-        _migrate(db, folder / NAME)
-        return cls(db)
+        """A copy in memory: nothing written to it lasts. Raises LedgerError."""
+        return cls(database.open_for_rehearsal(folder))
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -146,7 +67,7 @@ class Ledger:
             "answer": msgspec.json.encode(row.answer).decode() if row.answer else None,
             "now": time.time(),
         }
-        with self._transaction():
+        with transaction(self._db):
             # A step that was incomplete gets its identity now; it is still the same step.
             self._db.execute(
                 "UPDATE OR IGNORE steps SET save_id = :save_id WHERE path = :path AND save_id = '' AND :save_id != ''",
@@ -223,7 +144,7 @@ class Ledger:
 
     def say_once(self, run: str, event: str, what: str) -> bool:
         """Whether `event` is to be said of a run: the first time, and when `what` it says changed."""
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute("INSERT OR IGNORE INTO runs (path) VALUES (?)", (run,))
             said = msgspec.json.decode(self._db.execute("SELECT said FROM runs WHERE path = ?", (run,)).fetchone()[0])
             if said.get(event) == what:
@@ -235,7 +156,7 @@ class Ledger:
     # Requests of `retry`
     def request(self, path: str, *, accept_copy: bool) -> int:
         """Forgets the failures of a step, or of a run's steps, and tells a running daemon; returns how many steps."""
-        with self._transaction():
+        with transaction(self._db):
             count = self._forgive(path, accept_copy)
             if count:
                 self._db.execute(
@@ -245,7 +166,7 @@ class Ledger:
 
     def take_requests(self, roots: Sequence[str]) -> list[str]:
         """Paths below `roots` that `retry` was asked for, forgiven once more: a daemon may have written meanwhile."""
-        with self._transaction():
+        with transaction(self._db):
             asked = self._db.execute("SELECT id, path, accept_copy FROM requests").fetchall()
             found = [
                 request
@@ -290,7 +211,7 @@ class Ledger:
             "SELECT owner FROM daemons UNION SELECT owner FROM attempts WHERE ended IS NULL"
         ).fetchall():
             if not is_alive(owner):
-                with self._transaction():
+                with transaction(self._db):
                     self._db.execute("DELETE FROM daemons WHERE owner = ?", (owner,))
                     self._db.execute(
                         "UPDATE attempts SET ended = started, result = 'interrupted' WHERE owner = ? AND ended IS NULL",
@@ -312,16 +233,6 @@ class Ledger:
             if is_alive(owner)
         ]
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
 
 def _under(path: str | None) -> tuple[str, tuple[str, ...]]:
     """A condition for a step, a run, or a folder of runs, whatever characters are in its name."""
@@ -331,58 +242,7 @@ def _under(path: str | None) -> tuple[str, tuple[str, ...]]:
     return " AND (path = ? OR substr(path, 1, length(?)) = ?)", (path, below, below)
 
 
-def _row(found: sqlite3.Row) -> Row:
+def _row(found: Record) -> Row:
     values = dict(found)
     values["answer"] = msgspec.json.decode(values["answer"], type=Answer) if values["answer"] else None
     return Row(**values | {"state": State(values["state"]), "accept_copy": bool(values["accept_copy"])})
-
-
-def _check_version(db: sqlite3.Connection, path: Path) -> int:
-    version = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if version > len(MIGRATIONS):
-        raise LedgerError(
-            f"the ledger is from a newer dcp2hf (schema {version}, this one knows {len(MIGRATIONS)}): {path}; "
-            "use that version, or move the ledger away (conversions are recognised by their manifests)"
-        )
-    return version
-
-
-def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    if _check_version(db, path) == len(MIGRATIONS):
-        return
-    db.execute("BEGIN IMMEDIATE")  # two daemons may start at once
-    try:
-        for version in range(_check_version(db, path), len(MIGRATIONS)):
-            for statement in filter(str.strip, MIGRATIONS[version].split(";")):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {version + 1}")
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
-
-
-def _use_wal(db: sqlite3.Connection) -> None:
-    """Changes to WAL mode; SQLite does not wait for another process that is doing the same, so this does."""
-    ends = time.monotonic() + PATIENCE
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
-                raise
-            time.sleep(0.05)
-
-
-def _copy(path: Path) -> sqlite3.Connection:
-    """A ledger in memory with what lies at `path`, for a reader that may not touch the folder (a daemon was killed)."""
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    with tempfile.TemporaryDirectory(prefix="dcp2hf-") as folder:
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(f"{path}{suffix}", f"{folder}/{NAME}{suffix}")
-        source = sqlite3.connect(f"{folder}/{NAME}")
-        source.backup(db)
-        source.close()
-    return db

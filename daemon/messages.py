@@ -28,7 +28,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="c
     """Remove nothing stale (a rehearsal writes nothing anywhere)."""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What looking into one step gave, as `converter.storage` says it; it holds for one fingerprint."""
 
     state: str
@@ -102,7 +102,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="run"
     hint: str = ""
 
 
-class Published(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Published(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A published directory of a step: `place` is alongside or subdirectory."""
 
     place: str

@@ -1,7 +1,6 @@
 """Owns what a scanner knows of published directories: whose they are, and whether they are up to date."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,50 +21,61 @@ class Wish(NamedTuple):
 
 
 class Track(NamedTuple):
-    """A published directory as it was last read."""
+    """A published directory as it was last read. There may be ten thousand: hashes instead of what they are of."""
 
     facts: Published
-    wish: Wish
-    signature: tuple[int, ...]
+    wish: int
+    signature: int
     missing_since: float | None = None
 
 
-def paths(run: str, step: int) -> dict[str, str]:
-    """Where a step may be published, by place."""
+def paths(run: str, step: int) -> tuple[str, str]:
+    """Where a step may be published, in the order of PLACES."""
     name = layout.published_name(step)
-    return {"alongside": f"{run}/{name}", "subdirectory": f"{run}/{layout.SUBDIRECTORY}/{name}"}
+    return f"{run}/{name}", f"{run}/{layout.SUBDIRECTORY}/{name}"
 
 
 def look(
-    before: tuple[Track, ...], *, here: Mapping[str, str], wish: Wish, now: float, second_look: float, full: bool
+    before: tuple[Track, ...],
+    run: str,
+    step: int,
+    *,
+    listed: tuple[bool, bool],
+    wish: Wish,
+    now: float,
+    second_look: float,
+    full: bool,
 ) -> tuple[Track, ...]:
     """The tracks of a step's published directories, brought up to date.
 
-    `here` are the paths, by place, that a listing showed. One that was there and is not is kept until it was missing
+    `listed` says of each place whether a listing showed one. One that was there and is not is kept until it was missing
     for `second_look` seconds; one that is there is read again only if it may have changed (asked with `full`).
     Raises OSError where a directory cannot be read for another reason than rights.
     """
+    if not before and not any(listed):
+        return before
     old = {track.facts.place: track for track in before}
     tracks = []
-    for place in PLACES:
+    for place, path, is_listed in zip(PLACES, paths(run, step), listed, strict=True):
         track = old.get(place)
-        if place in here:
-            if track is None or full or track.wish != wish or track.missing_since is not None:
-                track = _read(place, here[place], wish, track)
+        if is_listed:
+            if track is None or full or track.wish != hash(wish) or track.missing_since is not None:
+                track = _read(place, path, wish, track)
             if track is not None:
                 tracks.append(track)
         elif track is not None:
             since = now if track.missing_since is None else track.missing_since
             if now - since < second_look:
                 tracks.append(track._replace(missing_since=since))
-    return tuple(tracks)
+    same = len(tracks) == len(before) and all(a is b for a, b in zip(tracks, before, strict=True))
+    return before if same else tuple(tracks)
 
 
 def _read(place: str, path: str, wish: Wish, before: Track | None) -> Track | None:
     try:
         signature = _signature(path)
-        if before is not None and (before.signature, before.wish) == (signature, wish):
-            return before._replace(missing_since=None)
+        if before is not None and (before.signature, before.wish) == (signature, hash(wish)):
+            return before if before.missing_since is None else before._replace(missing_since=None)
         directory = Path(path)
         found = manifest.read(directory)
         foreign = tuple(manifest.foreign_files(directory)[:NAMED])
@@ -75,22 +85,22 @@ def _read(place: str, path: str, wish: Wish, before: Track | None) -> Track | No
     except FileNotFoundError:
         return before
     except PermissionError:
-        return Track(Published(place=place, ours=False, foreign=("(not readable for this user)",)), wish, ())
+        return Track(Published(place=place, ours=False, foreign=("(not readable for this user)",)), hash(wish), 0)
     facts = Published(
         place=place,
         ours=found is not None and not foreign,
         up_to_date=up_to_date,
-        save_id=found.save_id if found else None,
+        save_id=None if found is None else wish.save_id if found.save_id == wish.save_id else found.save_id,
         foreign=foreign,
     )
-    return Track(facts, wish, signature)
+    return Track(facts, hash(wish), signature)
 
 
-def _signature(path: str) -> tuple[int, ...]:
-    """Two stats that change when the directory is replaced, or a file in it comes or goes."""
+def _signature(path: str) -> int:
+    """Of two stats that change when the directory is replaced, or a file in it comes or goes."""
     try:
-        found = os.stat(os.path.join(path, layout.MANIFEST), follow_symlinks=False)
+        found = os.stat(f"{path}/{layout.MANIFEST}", follow_symlinks=False)
         of_manifest = (found.st_ino, found.st_size, found.st_mtime_ns)
     except FileNotFoundError:
         of_manifest = (0, 0, 0)
-    return (os.stat(path, follow_symlinks=False).st_mtime_ns, *of_manifest)
+    return hash((os.stat(path, follow_symlinks=False).st_mtime_ns, *of_manifest))

@@ -33,9 +33,8 @@ class Watcher:
     def __init__(self, config: Config, events: "queue.SimpleQueue[messages.ToScanner | Changed | None]") -> None:
         self._events = events
         self._watches = None
-        if config.observer == "inotify" or (
-            config.observer == "auto" and mounts.has_events(os.path.realpath(config.root))
-        ):
+        self._sees_all = mounts.has_events(os.path.realpath(config.root))
+        if config.observer == "inotify" or (config.observer == "auto" and self._sees_all):
             from daemon.watches import Watches
 
             try:
@@ -48,15 +47,19 @@ class Watcher:
         """What is used: inotify or polling."""
         return "inotify" if self._watches else "polling"
 
-    def add(self, folder: str) -> None:
-        """Watches `folder`, where it can be; a folder that is gone shows when it is listed."""
+    def add(self, folder: str) -> bool:
+        """Watches `folder`, where it can be; whether every change of it since it was listed came as an event.
+
+        A folder that is gone shows when it is listed.
+        """
         if self._watches is not None:
             try:
-                self._watches.add(folder)
+                return self._watches.add(folder) and self._sees_all
             except (FileNotFoundError, NotADirectoryError, PermissionError):
                 pass
             except OSError as error:
                 self._fall_back(folder, error)
+        return False
 
     def keep_only(self, folders: set[str]) -> None:
         """Drops the watches of folders that need none any more."""
@@ -108,12 +111,15 @@ def main() -> int:
     survey = Survey(config, emit, known=known, watch=watcher.add)
     emit(messages.Started(observer=watcher.name, mount=mounts.of(os.path.realpath(config.root)).type))
     threading.Thread(target=_read_commands, args=(events,), name="commands", daemon=True).start()
-    next_scan = 0.0
+    next_scan, is_first = 0.0, True
     while True:
         now = time.monotonic()
         if now >= min(next_scan, survey.wake_at or next_scan):
             survey.scan()
             watcher.keep_only(survey.folders())
+            if is_first:
+                process.settle_memory()
+                is_first = False
             next_scan = max(next_scan, now) + config.poll_interval if now >= next_scan else next_scan
         try:
             first = events.get(timeout=max(0.0, min(next_scan, survey.wake_at or next_scan) - time.monotonic()))
@@ -125,6 +131,7 @@ def main() -> int:
                 case None:
                     return 0
                 case Changed(folder=None):
+                    survey.events_were_lost()
                     next_scan = 0.0
                 case Changed(folder=str() as folder):
                     folders[folder] = None

@@ -5,6 +5,7 @@ in this process touches a path below a root or reads a checkpoint.
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -12,12 +13,14 @@ import time
 from collections.abc import Callable
 
 from daemon import worker
+from daemon.config import SettingsError
 from daemon.conversions import Command, Conversions
 from daemon.ledger import Ledger
 from daemon.logs import Logger
-from daemon.messages import FromScanner, Gone, Run, Said, Scanned, Scanning, Started, Step, Unreachable
+from daemon.messages import Alive, FromScanner, Gone, Run, Said, Scanning, Started, Step, Swept, Unreachable
+from daemon.news import News
 from daemon.records import State
-from daemon.settings import Settings, SettingsError
+from daemon.settings import Settings
 from daemon.systemd import Notifier
 from daemon.tracker import Tracker
 from daemon.watcher import RootWatcher
@@ -55,11 +58,13 @@ class Service:
         self._clock = clock
         self._watchers: dict[str, RootWatcher] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._tracker = Tracker(ledger, log, settings_of=self._settings_of, once=self._once, clock=clock)
+        news = News(ledger, log, once=self._once)
+        self._tracker = Tracker(ledger, log, news, settings_of=self._settings_of, once=self._once, clock=clock)
         self._conversions = Conversions(
             self._tracker,
             ledger,
             log,
+            news,
             watchers=self._watchers,
             once=self._once,
             wake=lambda: self._wake.set(),
@@ -93,11 +98,9 @@ class Service:
             while not self._stopping and not (finished := self._is_finished()):
                 self._wake.clear()
                 self._tick()
-                try:
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK):
                         await self._wake.wait()
-                except TimeoutError:
-                    pass
             self._tracker.list_unsettled()
             away = sum(watcher.is_reachable is False for watcher in self._watchers.values())
         finally:
@@ -141,9 +144,7 @@ class Service:
                 return
             case Scanning() | Unreachable():
                 self._began.add(root)
-            case Scanned():
-                pass
-            case _:
+            case Alive() | Swept():
                 return
         self._wake.set()
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from daemon import units
-from daemon.conversions import utc
 from daemon.ledger import Ledger
 from daemon.records import Row, State
 
@@ -25,7 +24,7 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
         run["steps"].append(_step(row, attempts.get(row.path, {}), bool(daemons)))
     return {
         "state_dir": str(folder),
-        "daemons": [daemon | {"since": utc(daemon["since"])} for daemon in daemons],
+        "daemons": [daemon | {"since": units.utc(daemon["since"])} for daemon in daemons],
         "runs": sorted(runs.values(), key=lambda run: str(run["path"])),
     }
 
@@ -48,8 +47,8 @@ def _step(row: Row, attempt: dict[str, Any], is_running: bool) -> dict[str, Any]
         "output": row.output,
         "error": row.error,
         "hint": row.hint or None,
-        "retry_at": utc(row.next_attempt) if row.next_attempt is not None and row.state == State.FAILED else None,
-        "last_attempt_at": utc(attempt["started"]) if attempt else None,
+        "retry_at": units.utc(row.next_attempt) if row.next_attempt is not None and row.state == State.FAILED else None,
+        "last_attempt_at": units.utc(attempt["started"]) if attempt else None,
     }
 
 
@@ -72,7 +71,8 @@ _HEAD = ("step", "state", "attempts", "took", "size", "what")
 
 
 def _cells(step: dict[str, Any]) -> tuple[str, ...]:
-    what = step["output"] if step["state"] == State.DONE else ": ".join(filter(None, (step["error"], step["reason"])))
+    why = ": ".join(filter(None, (step["error"], step["reason"])))
+    what = step["output"] if step["state"] == State.DONE else "; ".join(filter(None, (why, step["hint"])))
     if step["retry_at"]:
         left = max(
             0, round(time.mktime(time.strptime(step["retry_at"], "%Y-%m-%dT%H:%M:%SZ")) - time.timezone - time.time())

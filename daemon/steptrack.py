@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from converter.listing import METADATA, SETTLE_SECONDS, Listing, kind_of, list_step
-from daemon.messages import Answer, Step
+from daemon.messages import Answer, Published
 from daemon.probe import ProbeError
 from daemon.published import Track
 
@@ -55,7 +55,7 @@ class StepTrack:
         """What the step is, as far as it is believed."""
         self.published: tuple[Track, ...] = ()
         self.missing_since: float | None = None
-        self.reported: Step | None = None
+        self.reported: tuple[Answer, tuple[Published, ...]] | None = None
         self.wake_at: float | None = None
         """When to look again before the next scan."""
         self._raw: Answer | None = known
@@ -64,7 +64,7 @@ class StepTrack:
         """It needs no settling: an earlier life waited for that."""
         self._metadata: tuple[int, int] | None = None
         self._has_asked = False
-        self._signature: tuple[int, int, int] | None = None
+        self._signature: int | None = None
 
     @property
     def is_open(self) -> bool:
@@ -92,7 +92,8 @@ class StepTrack:
         listing = list_step(Path(self.path))
         fingerprint = listing.fingerprint
         if fingerprint != self.fingerprint:
-            self.fingerprint, self.since = fingerprint, now
+            known = self._raw is not None and self._raw.fingerprint == fingerprint
+            self.fingerprint, self.since = self._raw.fingerprint if known and self._raw else fingerprint, now
         problem = None
         if self._raw is None or self._raw.fingerprint != fingerprint:
             self._raw, self._believed = None, False
@@ -136,11 +137,11 @@ class StepTrack:
         self.wake_at = self.since + SETTLE_SECONDS
         return msgspec.structs.replace(answer, state="settling")
 
-    def _look_at_signature(self) -> tuple[int, int, int] | None:
-        """What changes when a settled step is saved again, for one stat."""
+    def _look_at_signature(self) -> int | None:
+        """Of one stat that changes when a settled step is saved again."""
         is_dcp = self.answer is not None and self.answer.format == "dcp"
         try:
-            found = os.stat(os.path.join(self.path, METADATA) if is_dcp else self.path, follow_symlinks=False)
+            found = os.stat(f"{self.path}/{METADATA}" if is_dcp else self.path, follow_symlinks=False)
         except OSError:
             return None
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return hash((found.st_ino, found.st_size, found.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""Owns the steps under watch: judges what scanners report, remembers it in the ledger, and says what is news.
+"""Owns the steps under watch: judges what scanners report and remembers it in the ledger.
 
 In memory are only the steps that wait for something; what is settled lies in the ledger.
 """
@@ -13,14 +13,13 @@ from daemon import verdict
 from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import Gone, Run, Step
+from daemon.news import News
 from daemon.records import Row, State
 from daemon.settings import Settings
 from daemon.verdict import Block, Verdict
 
 WAITING = frozenset({State.PENDING, State.FAILED, State.RUNNING, State.INCOMPLETE, State.SUSPECT, State.QUARANTINED})
 """States that may change without a new fact about the step."""
-LISTED = frozenset({State.INCOMPLETE, State.SUSPECT, State.FOREIGN, State.UNSUPPORTED})
-"""States that `--once` lists and does not count as failures."""
 
 
 class Tracked(NamedTuple):
@@ -38,12 +37,13 @@ class Tracker:
         self,
         ledger: Ledger,
         log: Logger,
+        news: News,
         *,
         settings_of: Callable[[str], Settings | None],
         once: bool,
         clock: Callable[[], float],
     ) -> None:
-        self._ledger, self._log = ledger, log
+        self._ledger, self._log, self._news = ledger, log, news
         self._settings_of = settings_of
         self._once = once
         self._clock = clock
@@ -53,7 +53,6 @@ class Tracker:
         """With `--once`: steps that had their one attempt."""
         self.failures = 0
         """With `--once`: steps that no attempt can convert."""
-        self._listed: set[str] = set()
         self._unseen: set[str] = set()
         """Published by this process and not seen by a scanner yet: not removed by anybody."""
 
@@ -61,21 +60,7 @@ class Tracker:
     def on_run(self, root: str, run: Run) -> None:
         """A run appeared, or its run config changed."""
         self.runs[run.run] = run
-        config = run.config
-        if (
-            config is not None
-            and config.conflict
-            and self._ledger.say_once(run.run, "run_config_conflict", config.sha256 + config.conflict)
-        ):
-            message = f"used {config.path}; {config.conflict} says otherwise of {', '.join(config.differs)}"
-            self._log.warning(
-                "run_config_conflict",
-                root=root,
-                run=run.name,
-                path=run.run,
-                message=message,
-                differs=list(config.differs),
-            )
+        self._news.conflict(root, run)
         self.judge_run(run.run)
 
     def on_step(self, root: str, facts: Step) -> None:
@@ -127,7 +112,9 @@ class Tracker:
             log.info("step_discovered", state=facts.answer.state)
         if is_complete and not (is_same_save and before is not None and before.complete_at is not None):
             log.info("step_complete", save_id=row.save_id, model_bytes=facts.answer.model_bytes)
-        self._say(log, before if is_same_save else None, judged, facts)
+        tried = path in self.tried
+        is_news = self._news.verdict(log, before if is_same_save else None, judged, facts, tried=tried)
+        self.failures += self._once and is_news and judged.state == State.QUARANTINED
         self.keep(path, Tracked(root, facts, judged))
 
     def on_gone(self, root: str, message: Gone) -> None:
@@ -206,7 +193,6 @@ class Tracker:
         """A logger for lines about a step."""
         return self._log.bind(root=root, run=self.run_name(facts.run), step=facts.step, path=facts.path)
 
-    # Saying
     def list_unsettled(self) -> None:
         """With `once`, at the end: names what was still being written."""
         for tracked in self.waiting.values() if self._once else ():
@@ -217,42 +203,5 @@ class Tracker:
     def block(self, root: str, facts: Step, block: Block, fields: dict[str, Any]) -> None:
         """Nothing of this run can be converted: remembers it, and says it once."""
         self._ledger.set_block(facts.run, block)
-        self._say_unsupported(self.step_log(root, facts), facts.run, fields)
+        self._news.unsupported(self.step_log(root, facts), facts.run, fields)
         self.judge_run(facts.run)
-
-    def _say_unsupported(self, log: Logger, run: str, fields: dict[str, Any]) -> None:
-        if self._ledger.say_once(run, "run_unsupported", str(fields.get("message"))):
-            log.warning("run_unsupported", **fields)
-
-    def _say(self, log: Logger, before: Row | None, judged: Verdict, facts: Step) -> None:
-        """One line where the state or its reason is news; with `--once` also, once, what is only listed."""
-        is_news = before is None or (before.state, before.reason) != (judged.state, judged.reason)
-        lists = (
-            self._once
-            and (judged.state in LISTED or judged.state == State.QUARANTINED)
-            and facts.answer.state != "settling"
-        )
-        if lists and facts.path not in self._listed | self.tried:
-            self._listed.add(facts.path)
-            is_news = True
-        if not is_news:
-            return
-        fields: dict[str, Any] = {"message": judged.reason}
-        fields |= {"error": judged.error, "hint": judged.hint} if judged.error else {}
-        match judged.state:
-            case State.DONE if before is None or before.state != State.DONE:
-                log.info("conversion_skipped", reason="up_to_date")
-            case State.SUSPECT | State.FOREIGN | State.REMOVED:
-                log.warning("conversion_skipped", reason=str(judged.state), **fields | {"hint": judged.hint})
-            case State.UNSUPPORTED if judged.error == "NoModelInStep":
-                log.info("conversion_skipped", reason="no_model", **fields)
-            case State.UNSUPPORTED:
-                self._say_unsupported(log, facts.run, fields)
-                log.info("conversion_skipped", reason="unsupported", **fields)
-            case State.QUARANTINED:
-                self.failures += self._once
-                log.error("conversion_failed", attempt=0, quarantined=True, retry_at=None, **fields)
-            case State.INCOMPLETE if lists:
-                log.info("conversion_skipped", reason="incomplete", **fields)
-            case State.PENDING if judged.reason:
-                log.info("step_waiting", **fields)

@@ -1,6 +1,7 @@
-"""Owns how durations and sizes are written: `"10s"` and `"50GB"` in, seconds and bytes out, and back."""
+"""Owns how durations, sizes and times are written: `"10s"` and `"50GB"` in, seconds and bytes out, and back."""
 
 import re
+import time
 
 DURATIONS = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SIZES = {
@@ -49,3 +50,8 @@ def about(count: int) -> str:
     """A measured size in three digits: `1.19GB`."""
     unit = next((unit for unit in ("TB", "GB", "MB", "kB") if count >= SIZES[unit]), "B")
     return f"{count / SIZES[unit]:.3g}{unit}"
+
+
+def utc(seconds: float) -> str:
+    """Epoch seconds as ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -58,7 +58,7 @@ def judge(
             return Verdict(State.UNSUPPORTED, answer.reason, answer.error, answer.hint)
         case "damaged":
             return Verdict(State.QUARANTINED, answer.reason, answer.error, answer.hint)
-    if block is not None:
+    if block is not None and not (block.error == "RoutingDrift" and settings.allow_routing_drift):
         return Verdict(State.UNSUPPORTED, block.reason, block.error, block.hint)
     if foreign := _foreign(step, run, settings):
         return foreign

@@ -33,14 +33,16 @@ class Watches:
         self._inotify = InotifyFD()
         self._inotify.start()
 
-    def add(self, folder: str) -> None:
-        """Watches `folder` too. Raises OSError (ENOSPC: `fs.inotify.max_user_watches` is reached)."""
-        if folder not in self._descriptors:
+    def add(self, folder: str) -> bool:
+        """Watches `folder` too; whether it was watched already. Raises OSError (ENOSPC: `fs.inotify.max_user_watches`)."""
+        was_watched = folder in self._descriptors
+        if not was_watched:
             wd = self._inotify.add_callback(os.fsencode(folder), _MASK, self, CallbackId(id(self)))
             # A folder that was renamed keeps its descriptor: the old path must not remove it later.
             self._descriptors.pop(self._paths.get(wd, ""), None)
             self._paths[wd] = folder
             self._descriptors[folder] = wd
+        return was_watched
 
     def remove(self, folder: str) -> None:
         """Watches `folder` no longer."""

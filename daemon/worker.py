@@ -174,6 +174,14 @@ class Attempt:
     def _outcome(self, code: int | None, ended_by: str, abandoned: bool) -> Outcome:
         said = _ENDS.get(str(self._last.get("event")), "")
         killed = code is None or code < 0
+        if said == "skipped" and self._last.get("reason") == "foreign":
+            return Outcome(
+                result="failed",
+                error="OutputForeign",
+                message="the published name is somebody else's",
+                hint="move it away, or set overwrite_foreign",
+                retry=Retry.FOREIGN,
+            )
         if (said == "succeeded" and code == 0) or (said == "skipped" and code in (0, 1)):
             return Outcome(result=said, event=self._last)
         if said == "failed" and code == 1:

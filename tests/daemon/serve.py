@@ -4,7 +4,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from daemon import logs, settings
+from daemon import config as configuration
+from daemon import logs
 from daemon.ledger import Ledger
 from daemon.service import Service
 from daemon.settings import Settings
@@ -42,7 +43,7 @@ def main() -> int:
         return await service.run()
 
     def load() -> Settings:
-        return settings.load(config=config, roots=roots, default="/nonexistent")
+        return configuration.load(config=config, roots=roots, default="/nonexistent")
 
     loaded = load()
     ledger = Ledger.rehearsal(Path(state)) if dry_run else Ledger.open(Path(state))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.ledger import MIGRATIONS, NAME, Ledger, LedgerError
+from daemon.database import MIGRATIONS, NAME, LedgerError
+from daemon.ledger import Ledger
 from daemon.messages import Answer
 from daemon.records import Outcome, State
 from daemon.verdict import Block

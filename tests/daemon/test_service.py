@@ -6,87 +6,25 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from daemon.ledger import Ledger
 from tests.daemon.conftest import add_step
+from tests.daemon.running import Daemon, daemons, dcp2hfd, wait_until
 
-REPOSITORY = Path(__file__).parents[2]
+SERVE = Path(__file__).with_name("serve.py")
 MakeRun = Callable[..., Path]
 FAST = {"DCP2HF_POLL_INTERVAL": "0.3", "DCP2HF_BACKOFF_INITIAL": "0.2", "DCP2HF_CONFIG_GRACE": "1s"}
 
 
-class Daemon:
-    """A running service and its log."""
-
-    def __init__(self, state: Path, *arguments: str, **environ: str) -> None:
-        self.log: list[dict[str, Any]] = []
-        env = (
-            {name: value for name, value in os.environ.items() if not name.startswith("DCP2HF_")}
-            | FAST
-            | {"PYTHONPATH": str(REPOSITORY)}
-            | environ
-        )
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("serve.py")), str(state), *arguments],
-            env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
-        )  # fmt: skip
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.log.append(json.loads(line))
-
-    def events(self, event: str, **fields: Any) -> list[dict[str, Any]]:
-        return [said for said in list(self.log) if said["event"] == event and fields.items() <= said.items()]
-
-    def wait_for(self, event: str, count: int = 1, seconds: float = 20.0, **fields: Any) -> dict[str, Any]:
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            if len(found := self.events(event, **fields)) >= count:
-                return found[count - 1]
-            if self.process.poll() is not None:
-                self._reader.join(2)
-                if len(found := self.events(event, **fields)) >= count:
-                    return found[count - 1]
-                break
-            time.sleep(0.02)
-        said = "\n".join(map(json.dumps, self.log))
-        raise AssertionError(f"no {event} {fields} in\n{said}\n{self.process.poll()}")
-
-    def end(self, seconds: float = 30.0) -> int:
-        code = self.process.wait(seconds)
-        self._reader.join(2)
-        return code
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.end()
-
-
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
-    daemons: list[Daemon] = []
-
-    def begin(*arguments: str, **environ: str) -> Daemon:
-        daemons.append(Daemon(tmp_path / "state", *arguments, **environ))
-        return daemons[-1]
-
-    yield begin
-    for daemon in daemons:
-        if daemon.process.poll() is None:
-            daemon.process.kill()
-            daemon.process.wait()
+def start(tmp_path: Path) -> Iterator["Start"]:
+    with daemons() as begin:
+        yield lambda *arguments, **environ: begin(SERVE, tmp_path / "state", *arguments, **FAST | environ)
 
 
 Start = Callable[..., Daemon]
@@ -285,14 +223,7 @@ def test_a_removed_directory_stays_removed_until_retry(make_run: MakeRun, tmp_pa
 
 
 def retry(tmp_path: Path, path: Path, *flags: str) -> None:
-    env = os.environ | {"DCP2HF_STATE_DIR": str(tmp_path / "state")}
-    subprocess.run(
-        [sys.executable, "-m", "daemon", "retry", *flags, str(path)],
-        cwd=REPOSITORY,
-        env=env,
-        check=True,
-        capture_output=True,
-    )
+    dcp2hfd("retry", *flags, path, state=tmp_path / "state")
 
 
 def test_failures_are_tried_again_then_quarantined_and_retry_forgets_them(
@@ -426,13 +357,6 @@ def test_sigterm_lets_go_within_ten_seconds_and_leaves_nothing_half_done(
     assert not [name for name in os.listdir(run) if name.startswith(".dcp2hf")]
     assert states(tmp_path) == {10: "pending"}
     assert daemon.log[-1]["event"] == "daemon_stopped"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.02)
 
 
 def test_a_killed_daemon_is_recovered_from_by_the_next(make_run: MakeRun, tmp_path: Path, start: Start) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon import settings
-from daemon.settings import SettingsError
+from daemon import config, settings
+from daemon.config import SettingsError
 
 
 def load(
@@ -13,11 +13,11 @@ def load(
 ) -> settings.Settings:
     file = tmp_path / "dcp2hf.toml"
     file.write_text(text)
-    return settings.load(config=str(file), environ=environ or {}, roots=roots)
+    return config.load(config=str(file), environ=environ or {}, roots=roots)
 
 
 def test_everything_has_a_default() -> None:
-    loaded = settings.load(environ={}, default="/nonexistent/dcp2hf.toml")
+    loaded = config.load(environ={}, default="/nonexistent/dcp2hf.toml")
 
     assert (loaded.roots, loaded.poll_interval, loaded.workers, loaded.max_attempts) == ((), 10.0, 1, 5)
 
@@ -141,22 +141,22 @@ def test_a_file_that_is_no_toml_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_named_config_file_must_exist() -> None:
     with pytest.raises(SettingsError, match=r"cannot be read: /nonexistent\.toml"):
-        settings.load(environ={"DCP2HF_CONFIG": "/nonexistent.toml"})
+        config.load(environ={"DCP2HF_CONFIG": "/nonexistent.toml"})
 
 
 def test_the_state_folder_is_systemds_then_the_users(tmp_path: Path) -> None:
-    loaded = settings.load(environ={}, default="/nonexistent")
+    loaded = config.load(environ={}, default="/nonexistent")
     environ = {"STATE_DIRECTORY": "/var/lib/private/x:/y", "XDG_STATE_HOME": "/home/u/state"}
 
-    assert settings.state_dir(loaded, environ=environ, table="") == Path("/var/lib/private/x")
+    assert config.state_dir(loaded, environ=environ, table="") == Path("/var/lib/private/x")
 
 
 def test_a_state_folder_on_a_network_file_system_is_refused_by_name(tmp_path: Path) -> None:
-    loaded = settings.load(environ={"DCP2HF_STATE_DIR": "/mnt/nfs/state"}, default="/nonexistent")
+    loaded = config.load(environ={"DCP2HF_STATE_DIR": "/mnt/nfs/state"}, default="/nonexistent")
     table = "30 1 0:1 / / rw - ext4 /dev/sda rw\n31 30 0:2 / /mnt/nfs rw - nfs4 server:/export rw\n"
 
     with pytest.raises(SettingsError, match=r"state_dir /mnt/nfs/state lies on nfs4 \(/mnt/nfs\).*set state_dir"):
-        settings.state_dir(loaded, environ={}, table=table)
+        config.state_dir(loaded, environ={}, table=table)
 
 
 def test_the_table_for_the_readme_has_every_key_with_its_default_and_meaning() -> None:

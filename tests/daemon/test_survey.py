@@ -19,7 +19,9 @@ from tests.daemon.conftest import add_step
 class Look:
     """A survey of a root with its own clock, and what it emitted since last asked."""
 
-    def __init__(self, root: Path, known: dict[str, Answer] | None = None, **changes: object) -> None:
+    def __init__(
+        self, root: Path, known: dict[str, Answer] | None = None, *, is_watched: bool = False, **changes: object
+    ) -> None:
         s = Settings()
         config = (
             {name: getattr(s, name) for name in Config.__struct_fields__ if hasattr(s, name)}
@@ -30,7 +32,12 @@ class Look:
         self.probes: list[str] = []
         self.emitted: list[messages.FromScanner] = []
         self.survey = Survey(
-            Config(**config), self.emitted.append, known=known, look_into=self._probe, clock=lambda: self.now
+            Config(**config),
+            self.emitted.append,
+            known=known,
+            look_into=self._probe,
+            clock=lambda: self.now,
+            watch=lambda folder: is_watched,
         )
 
     def _probe(self, path: str, metadata_size: int) -> Answer:
@@ -134,6 +141,23 @@ def test_an_event_in_a_run_finds_the_new_step(make_run: MakeRun, tmp_path: Path,
     look.survey.changed(str(run))
 
     assert steps(look.said()) == {"a/20": "complete"}
+
+
+def test_a_folder_whose_changes_are_reported_is_listed_when_one_was_or_events_were_lost_or_at_rescans(
+    make_run: MakeRun, tmp_path: Path, saved: Path
+) -> None:
+    run = make_run("a", 10)
+    look = Look(tmp_path / "root", is_watched=True)
+    look.scan()
+    for number, notice in (
+        (20, lambda: look.survey.changed(str(run))),
+        (30, lambda: (look.survey.events_were_lost(), look.survey.scan())),
+        (40, lambda: look.scan(200.0)),
+    ):
+        add_step(saved, run, number)
+        assert steps(look.scan(1.0)) == {}
+        seen = notice()
+        assert steps(seen if isinstance(seen, list) else look.said()) == {f"a/{number}": "complete"}
 
 
 def test_open_steps_and_folders_are_what_needs_watching(make_run: MakeRun, tmp_path: Path) -> None:

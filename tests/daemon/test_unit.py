@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon import settings
+from daemon import config
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
@@ -41,7 +41,7 @@ def test_the_unit_is_hardened(unit: Path) -> None:
 
 
 def test_the_example_config_is_valid() -> None:
-    loaded = settings.load(config=str(SYSTEMD / "dcp2hf.toml"), environ={})
+    loaded = config.load(config=str(SYSTEMD / "dcp2hf.toml"), environ={})
 
     assert loaded.roots == ("/checkpoints",)
 

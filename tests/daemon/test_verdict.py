@@ -150,3 +150,12 @@ def test_a_configured_output_is_obeyed() -> None:
 @pytest.mark.parametrize(("keep", "left"), [(2, 0), (3, 1), (4, 1), (5, 2), (10, 4)])
 def test_what_remains_of_keep_latest_k_beside_siblings_is_what_was_measured(keep: int, left: int) -> None:
     assert verdict.remaining(keep) == left
+
+
+def test_a_run_refused_for_its_balancing_bias_is_taken_up_once_that_is_allowed() -> None:
+    bias, lora = Block("RoutingDrift", "a bias", "allow_routing_drift"), Block("UnsupportedModel", "LoRA", "merge it")
+    allowed = with_(S, allow_routing_drift=True)
+
+    assert state(facts(), run_facts(), None, bias, S) == State.UNSUPPORTED
+    assert state(facts(), run_facts(), None, bias, allowed) == State.PENDING
+    assert state(facts(), run_facts(), None, lora, allowed) == State.UNSUPPORTED

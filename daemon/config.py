@@ -1,0 +1,179 @@
+"""Owns how a configuration is read: TOML file, environment and command line into one frozen Settings.
+
+Precedence: command line, environment, the table of a root, the file, the default. A key that is not known is an error
+that names it.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_origin
+
+import msgspec
+
+from daemon import mounts, units
+from daemon.settings import KEYS, Settings, extra, type_of
+
+PREFIX = "DCP2HF_"
+CONFIG_VARIABLE = f"{PREFIX}CONFIG"
+DEFAULT_CONFIG = "/etc/dcp2hf/dcp2hf.toml"
+
+
+class SettingsError(Exception):
+    """A configuration that is not one; the message names the key and where it came from."""
+
+
+def load(
+    *,
+    config: str | None = None,
+    roots: tuple[str, ...] = (),
+    environ: Mapping[str, str] = os.environ,
+    default: str = DEFAULT_CONFIG,
+) -> Settings:
+    """The settings that hold: `config` or `$DCP2HF_CONFIG` or the default file, the environment, then `roots` if given.
+
+    Paths become absolute (those of a file relative to it, others to the current folder) without touching any: a root may hang.
+    Raises SettingsError naming the key.
+    """
+    named = config or environ.get(CONFIG_VARIABLE)
+    path = os.path.abspath(named) if named else default
+    said: dict[str, Any] = {}
+    if named or os.path.exists(path):
+        said = _check(_read(path), path, os.path.dirname(path))
+    said |= (of_environment := _check(_from_environment(environ), "the environment", os.getcwd()))
+    tables: dict[str, dict[str, Any]] = said.pop("root", {})
+    if roots:
+        said["roots"] = [os.path.abspath(root) for root in roots]
+    if roots or "roots" in of_environment:
+        tables = {root: table for root, table in tables.items() if root in said["roots"]}
+    said["roots"] = list(dict.fromkeys([*said.get("roots", []), *tables]))
+    nested = next(
+        (f"{a} lies inside {b}" for a in said["roots"] for b in said["roots"] if a.startswith(b.rstrip("/") + "/")),
+        None,
+    )
+    if nested:
+        raise SettingsError(f"roots: {nested}; each checkpoint must lie below one root only")
+    settings = _convert(said, path)
+    return msgspec.structs.replace(
+        settings,
+        root={root: {key: getattr(_convert(table, path), key) for key in table} for root, table in tables.items()},
+    )
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the config file cannot be read: {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"the config file is not TOML: {path}: {error}") from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        key = variable[len(PREFIX) :].lower()
+        if key.upper() != variable[len(PREFIX) :] or key not in KEYS:
+            known = [PREFIX + name.upper() for name in KEYS]
+            raise SettingsError(f"unknown environment variable {variable}{_nearest(variable, known)}")
+        said[key] = _from_text(key, text, variable)
+    return said
+
+
+def _from_text(key: str, text: str, variable: str) -> Any:
+    """A variable's text as TOML would have had it: JSON for lists and tables, else by the key's type."""
+    kind = type_of(key)
+    if get_origin(kind) in (tuple, dict):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            raise SettingsError(f'{variable} must be JSON, such as ["/a", "/b"], not {text!r}') from None
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if "unit" not in extra(key) and (kind is int or key == "threads") and text.strip().lstrip("-").isdigit():
+        return int(text)
+    return text
+
+
+def _check(said: dict[str, Any], source: str, folder: str, *, root: str | None = None) -> dict[str, Any]:
+    """`said` with known keys only, units resolved and paths absolute."""
+    where = f'[root."{root}"] of {source}' if root else source
+    checked: dict[str, Any] = {}
+    for key, value in said.items():
+        if key not in KEYS:
+            raise SettingsError(f"unknown key {key!r} in {where}{_nearest(key, list(KEYS))}")
+        if root and not extra(key).get("per_root"):
+            raise SettingsError(f"{key!r} holds for the whole daemon and cannot be set in {where}")
+        checked[key] = _value(key, value, where, folder)
+    if isinstance(tables := checked.get("root"), dict):
+        checked["root"] = {
+            os.path.join(folder, os.path.normpath(path)): _check(table, source, folder, root=path)
+            for path, table in tables.items()
+        }
+    return checked
+
+
+def _value(key: str, value: Any, where: str, folder: str) -> Any:
+    how = extra(key)
+    if key == "root" and not (isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())):
+        raise SettingsError(f'root in {where} must be tables such as [root."/checkpoints"]')
+    if "unit" in how and isinstance(value, str):
+        try:
+            return (units.duration if how["unit"] == "duration" else units.size)(value)
+        except ValueError as error:
+            raise SettingsError(f"{key} in {where}: {error}") from None
+    if "unit" in how and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise SettingsError(
+            f'{key} in {where} must be a number or text such as "10{"s" if how["unit"] == "duration" else "GB"}"'
+        )
+    if "path" in how and isinstance(value, str):
+        return os.path.normpath(os.path.join(folder, os.path.expanduser(value))) if value else value
+    if "path" in how and isinstance(value, list):
+        return [
+            os.path.normpath(os.path.join(folder, os.path.expanduser(p))) if isinstance(p, str) else p for p in value
+        ]
+    if key == "path_map" and isinstance(value, list) and all(isinstance(pair, str) and "=" in pair for pair in value):
+        return dict(pair.split("=", 1) for pair in value)
+    return value
+
+
+def _convert(said: dict[str, Any], source: str) -> Settings:
+    try:
+        return msgspec.convert(
+            {key: int(v) if type_of(key) is int and isinstance(v, float) else v for key, v in said.items()}, Settings
+        )
+    except msgspec.ValidationError as error:
+        what, _, key = str(error).partition(" - at `$.")
+        raise SettingsError(f"{key.rstrip('`') or 'settings'} ({source} and the environment): {what}") from None
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def state_dir(settings: Settings, *, environ: Mapping[str, str] = os.environ, table: str | None = None) -> Path:
+    """The folder of the ledger. Raises SettingsError where it lies on a network file system (SQLite's WAL must not)."""
+    shared = Path("/var/lib/dcp2hf")
+    if settings.state_dir:
+        path = Path(settings.state_dir)
+    elif environ.get("STATE_DIRECTORY"):
+        path = Path(environ["STATE_DIRECTORY"].partition(":")[0])
+    elif os.access(shared, os.R_OK | os.X_OK):
+        path = shared
+    else:
+        base = environ.get("XDG_STATE_HOME") or os.path.join(environ.get("HOME", "/"), ".local/state")
+        path = Path(base) / "dcp2hf"
+    # The name alone first: a hanging mount must not hang the start, it must be refused.
+    for resolve in (os.path.abspath, os.path.realpath):
+        mount = mounts.of(resolve(path), table=table)
+        if mount.is_network:
+            raise SettingsError(
+                f"state_dir {path} lies on {mount.type} ({mount.point}); the ledger needs a local disk: "
+                f"set state_dir (or {PREFIX}STATE_DIR) to a folder on one"
+            )
+    return path

@@ -1,0 +1,153 @@
+"""Owns the ledger's file: its schema, and how it is opened to write, to read or to rehearse. The only importer of sqlite3.
+
+One file on a local disk, in WAL mode: several daemons and `status` may have it open at once.
+"""
+
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+NAME = "ledger.sqlite"
+PATIENCE = 10.0
+"""Seconds that a write of another process is waited for."""
+MIGRATIONS = (
+    """
+    CREATE TABLE steps (
+        id INTEGER PRIMARY KEY, path TEXT NOT NULL, save_id TEXT NOT NULL, current INTEGER NOT NULL DEFAULT 1,
+        root TEXT NOT NULL, run TEXT NOT NULL, run_name TEXT NOT NULL, step INTEGER NOT NULL,
+        state TEXT NOT NULL, reason TEXT NOT NULL, error TEXT, hint TEXT NOT NULL,
+        attempts INTEGER NOT NULL, next_attempt REAL, wish TEXT NOT NULL, output TEXT,
+        accept_copy INTEGER NOT NULL, complete_at REAL, answer TEXT, first_seen REAL NOT NULL, updated REAL NOT NULL,
+        UNIQUE (path, save_id)
+    );
+    CREATE INDEX steps_current ON steps (root, path) WHERE current;
+    CREATE TABLE attempts (
+        id INTEGER PRIMARY KEY, step_id INTEGER NOT NULL REFERENCES steps (id), started REAL NOT NULL, ended REAL,
+        owner TEXT NOT NULL, result TEXT, error TEXT, message TEXT, path TEXT, hint TEXT, seconds REAL, event TEXT
+    );
+    CREATE INDEX attempts_step ON attempts (step_id);
+    CREATE INDEX attempts_open ON attempts (owner) WHERE ended IS NULL;
+    CREATE TABLE runs (path TEXT PRIMARY KEY, block TEXT, said TEXT NOT NULL DEFAULT '{}');
+    CREATE TABLE requests (id INTEGER PRIMARY KEY, path TEXT NOT NULL, accept_copy INTEGER NOT NULL, asked REAL NOT NULL);
+    CREATE TABLE daemons (owner TEXT PRIMARY KEY, since REAL NOT NULL, what TEXT NOT NULL);
+    """,
+)
+"""What brings the schema from one version to the next; released ones are never changed."""
+
+Connection = sqlite3.Connection
+Record = sqlite3.Row
+
+
+class LedgerError(Exception):
+    """The ledger cannot be used; the message says which and what to do."""
+
+
+def open_for_writing(folder: Path) -> Connection:
+    """The ledger in `folder`, made or brought up to date if need be. Raises LedgerError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        db = sqlite3.connect(folder / NAME, isolation_level=None, timeout=PATIENCE)
+        _use_wal(db)
+        db.execute("PRAGMA synchronous = NORMAL")
+        _migrate(db, folder / NAME)
+    except (OSError, sqlite3.Error) as error:
+        raise LedgerError(
+            f"the ledger cannot be opened: {folder / NAME}: {error}; set state_dir to a folder that this user can write"
+        ) from None
+    return db
+
+
+def open_for_reading(folder: Path) -> Connection | None:
+    """The ledger in `folder` for reading only, whether or not a daemon has it open; None if there is none.
+
+    Never creates a file beside it: as root that would shut out the service's own user. Raises LedgerError.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    quoted = str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    # Without a -wal nobody has it open: SQLite may take it as it lies and needs no files beside it.
+    mode = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+    try:
+        try:
+            db = sqlite3.connect(f"file:{quoted}?{mode}", uri=True, isolation_level=None, timeout=PATIENCE)
+            _check_version(db, path)
+        except sqlite3.OperationalError:
+            db = _copy(path)
+            _check_version(db, path)
+    except (OSError, sqlite3.Error) as error:
+        raise LedgerError(f"the ledger cannot be read: {path}: {error}") from None
+    return db
+
+
+def open_for_rehearsal(folder: Path) -> Connection:
+    """A copy in memory of the ledger in `folder` (empty if there is none): nothing written to it lasts."""
+    found = open_for_reading(folder)
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    if found is not None:
+        found.backup(db)
+        found.close()
+    _migrate(db, folder / NAME)
+    return db
+
+
+@contextlib.contextmanager
+def transaction(db: Connection) -> Iterator[None]:
+    """All of it, or nothing; no other process writes meanwhile."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _check_version(db: sqlite3.Connection, path: Path) -> int:
+    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if version > len(MIGRATIONS):
+        raise LedgerError(
+            f"the ledger is from a newer dcp2hf (schema {version}, this one knows {len(MIGRATIONS)}): {path}; "
+            "use that version, or move the ledger away (conversions are recognised by their manifests)"
+        )
+    return version
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    if _check_version(db, path) == len(MIGRATIONS):
+        return
+    with transaction(db):  # two daemons may start at once
+        for version in range(_check_version(db, path), len(MIGRATIONS)):
+            for statement in filter(str.strip, MIGRATIONS[version].split(";")):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {version + 1}")
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Changes to WAL mode; SQLite does not wait for another process that is doing the same, so this does."""
+    ends = time.monotonic() + PATIENCE
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+                raise
+            time.sleep(0.05)
+
+
+def _copy(path: Path) -> sqlite3.Connection:
+    """A ledger in memory with what lies at `path`, for a reader that may not touch the folder (a daemon was killed)."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    with tempfile.TemporaryDirectory(prefix="dcp2hf-") as folder:
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}{suffix}", f"{folder}/{NAME}{suffix}")
+        source = sqlite3.connect(f"{folder}/{NAME}")
+        source.backup(db)
+        source.close()
+    return db

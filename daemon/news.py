@@ -1,0 +1,139 @@
+"""Owns the log lines about steps and runs: what is news, and what is said once only."""
+
+import time
+from typing import Any
+
+from daemon import units, verdict
+from daemon.ledger import Ledger
+from daemon.logs import Logger
+from daemon.messages import Run, Step
+from daemon.records import Outcome, Row, State
+from daemon.schedule import Next
+from daemon.settings import Settings
+from daemon.verdict import Verdict
+
+PROGRESS_EVERY = 10.0
+"""Seconds between two `conversion_progress` lines of one attempt."""
+LISTED = frozenset({State.INCOMPLETE, State.SUSPECT, State.FOREIGN, State.UNSUPPORTED, State.QUARANTINED})
+"""States that `--once` lists, also where they are no news."""
+
+
+class News:
+    """Says what is news; with `once` also, once, what is only listed."""
+
+    def __init__(self, ledger: Ledger, log: Logger, *, once: bool) -> None:
+        self._ledger, self._log, self._once = ledger, log, once
+        self._listed: set[str] = set()
+
+    # Runs
+    def conflict(self, root: str, run: Run) -> None:
+        """Two run configs that do not say the same: said once, and again when they change."""
+        config = run.config
+        if (
+            config is not None
+            and config.conflict
+            and self._ledger.say_once(run.run, "run_config_conflict", config.sha256 + config.conflict)
+        ):
+            self._log.warning(
+                "run_config_conflict",
+                root=root,
+                run=run.name,
+                path=run.run,
+                message=f"used {config.path}; {config.conflict} says otherwise of {', '.join(config.differs)}",
+                differs=list(config.differs),
+            )
+
+    def retention(self, root: str, facts: Step, run: Run | None, settings: Settings) -> None:
+        """Where our siblings count against `keep_latest_k` (TorchTitan up to 0.3.0), the run's owner is told, once."""
+        keep = run.config.keep_latest_k if run is not None and run.config is not None else None
+        if run is None or not keep or verdict.place(facts, run, settings) != "alongside":
+            return
+        left = verdict.remaining(keep)
+        if self._ledger.say_once(run.run, "retention_hazard", str(keep)):
+            self._log.warning(
+                "retention_hazard",
+                root=root,
+                run=run.name,
+                path=run.run,
+                keep_latest_k=keep,
+                remaining=left,
+                message=f"TorchTitan up to 0.3.0 counts step-N-hf as checkpoints: with keep_latest_k = {keep}, {left} complete "
+                f"checkpoints remain while the next one is being saved, instead of {keep - 1}",
+                hint=f'set output = "subdirectory" here, or keep_latest_k = {2 * keep - 1} in the run',
+            )
+
+    def unsupported(self, log: Logger, run: str, fields: dict[str, Any]) -> None:
+        """Nothing of a run can be converted: said once."""
+        if self._ledger.say_once(run, "run_unsupported", str(fields.get("message"))):
+            log.warning("run_unsupported", **fields)
+
+    # Steps
+    def verdict(self, log: Logger, before: Row | None, judged: Verdict, facts: Step, *, tried: bool) -> bool:
+        """One line where a step's state or its reason is not what it was `before`; whether it was."""
+        is_news = before is None or (before.state, before.reason) != (judged.state, judged.reason)
+        lists = self._once and judged.state in LISTED and facts.answer.state != "settling"
+        if lists and not tried and facts.path not in self._listed:
+            self._listed.add(facts.path)
+            is_news = True
+        if not is_news:
+            return False
+        fields: dict[str, Any] = {"message": judged.reason}
+        fields |= {"error": judged.error, "hint": judged.hint} if judged.error else {}
+        match judged.state:
+            case State.DONE if before is None or before.state != State.DONE:
+                log.info("conversion_skipped", reason="up_to_date")
+            case State.SUSPECT | State.FOREIGN | State.REMOVED:
+                log.warning("conversion_skipped", reason=str(judged.state), **fields | {"hint": judged.hint})
+            case State.UNSUPPORTED if judged.error == "NoModelInStep":
+                log.info("conversion_skipped", reason="no_model", **fields)
+            case State.UNSUPPORTED:
+                self.unsupported(log, facts.run, fields)
+                log.info("conversion_skipped", reason="unsupported", **fields)
+            case State.QUARANTINED:
+                log.error("conversion_failed", attempt=0, quarantined=True, retry_at=None, **fields)
+            case State.INCOMPLETE if lists:
+                log.info("conversion_skipped", reason="incomplete", **fields)
+            case State.PENDING if judged.reason:
+                log.info("step_waiting", **fields)
+        return True
+
+    def failure(self, log: Logger, outcome: Outcome, follows: Next, attempt: int, fields: dict[str, Any]) -> None:
+        """The one line of an attempt that failed."""
+        if follows.state == State.VANISHED:
+            log.info("step_vanished", **fields)
+        elif follows.state in (State.INCOMPLETE, State.SUSPECT, State.FOREIGN):
+            log.warning("conversion_skipped", reason=str(follows.state), **fields)
+        elif follows.state != State.UNSUPPORTED:
+            again = None if self._once or follows.state == State.QUARANTINED else follows.next_attempt
+            log.error(
+                "conversion_failed",
+                attempt=attempt,
+                quarantined=follows.state == State.QUARANTINED,
+                retry_at=None if again is None else units.utc(again),
+                seconds=outcome.seconds,
+                **fields,
+            )
+
+
+class AttemptEvents:
+    """Logs an attempt's events as they come: progress at most every ten seconds, warnings all."""
+
+    def __init__(self, log: Logger, attempt: int) -> None:
+        self._log, self._attempt = log, attempt
+        self._last = time.monotonic()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "conversion_progress" if time.monotonic() - self._last >= PROGRESS_EVERY:
+                self._last = time.monotonic()
+                self._log.info("conversion_progress", attempt=self._attempt, **fields_of(event))
+            case "warning":
+                self._log.warning("conversion_warning", attempt=self._attempt, **fields_of(event))
+            case _:
+                pass
+
+
+def fields_of(event: dict[str, Any]) -> dict[str, Any]:
+    """What an event of the converter says, without what the log line says by itself."""
+    own = ("event", "level", "timestamp", "root", "run", "step", "path", "attempt")
+    return {str(key): value for key, value in event.items() if key not in own}

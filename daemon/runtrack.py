@@ -1,0 +1,194 @@
+"""Owns what a scanner knows of one run: its steps, its run config, what was reported of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from converter import errors, layout, run_config
+from daemon import messages, published, roots
+from daemon.messages import Answer, Config, Run, RunConfigFacts, Step
+from daemon.steptrack import SECOND_LOOK, Probe, StepTrack
+from daemon.voice import Voice
+
+
+class RunTrack:
+    """One run, from listing to listing."""
+
+    def __init__(
+        self,
+        path: str,
+        config: Config,
+        voice: Voice,
+        *,
+        known: dict[str, Answer],
+        watch: Callable[[str], bool],
+        look_into: Probe,
+    ) -> None:
+        self.path = path
+        self._config, self._voice = config, voice
+        self._known = known
+        """Answers of an earlier life, by path of the step; used up."""
+        self._watch, self._look_into = watch, look_into
+        self.steps: dict[int, StepTrack] = {}
+        self._facts: Run | None = None
+        self._folder: roots.Folder | None = None
+        self._below: roots.Folder | None = None
+        """Its `hf` folder."""
+        self._again = False
+        """Something in it is to be believed at a second look only."""
+        self._wanted: list[int] = []
+        """Its steps that the configuration asks for, in order."""
+        self._open: set[int] = set()
+        """Steps of which a later listing may say something else."""
+
+    def look(self, folder: roots.Folder, below: roots.Folder | None, *, full: bool) -> None:
+        """Looks at what a listing shows may have changed, or at everything; reports what is news."""
+        now = self._voice.now()
+        changed = full or self._again or folder is not self._folder or below is not self._below
+        self._folder, self._below, self._again = folder, below, False
+        if changed:
+            self._take_stock(folder)
+        if not self._wanted:
+            return
+        newest = self._wanted[-1]
+        if full or self._facts is None or self._facts.config is None:
+            changed |= self._read_run_config(newest)
+        for number in self._wanted if changed else sorted(self._open | {newest}):
+            track = self.steps[number]
+            if full or number == newest or (track.is_open and not track.is_stalled(now)):
+                self._look_at_step(number)
+            self._report(number, full=full)
+
+    def look_at(self, number: int, *, full: bool = False) -> None:
+        """Looks at one step and reports it if it is news."""
+        self._look_at_step(number)
+        self._report(number, full=full)
+
+    def missing(self) -> bool:
+        """The run was not found: its steps are gone at a second look; whether all of them are."""
+        for number in list(self.steps):
+            self._missing_step(number)
+        return not self.steps
+
+    def _take_stock(self, folder: roots.Folder) -> None:
+        """Which steps are there, and which are not any more."""
+        self._wanted = sorted(
+            n for n in folder.steps if roots.wanted(n, min_step=self._config.min_step, every=self._config.every)
+        )
+        for number in [number for number in self.steps if number not in folder.steps]:
+            self._missing_step(number)
+        for number in self._wanted:
+            if number not in self.steps:
+                path = f"{self.path}/step-{number}"
+                self.steps[number] = StepTrack(path, self._known.pop(path, None))
+                self._open.add(number)
+            self.steps[number].missing_since = None
+
+    def _read_run_config(self, newest: int) -> bool:
+        """Reads the run config; whether it says something new."""
+        name = layout.run_name(Path(self._config.root), Path(self.path))
+        try:
+            found = run_config.find(
+                Path(self.steps[newest].path),
+                names=self._config.run_config_names,
+                logs_roots=[Path(folder) for folder in self._config.logs_roots],
+            )
+            conflict = found.conflict
+            facts = Run(
+                run=self.path,
+                name=name,
+                config=RunConfigFacts(
+                    path=str(found.path),
+                    sha256=found.sha256,
+                    dtype=found.dtype,
+                    keep_latest_k=found.keep_latest_k,
+                    conflict=str(conflict.other) if conflict else None,
+                    differs=conflict.differs if conflict else (),
+                ),
+            )
+        except errors.ConversionError as error:
+            facts = Run(
+                run=self.path,
+                name=name,
+                error=type(error).__name__,
+                message=error.what,
+                error_path=error.path,
+                hint=error.hint,
+            )
+        except OSError as error:
+            self._voice.say("run_config_unreadable", self.path, str(error))
+            return False
+        if facts == self._facts:
+            return False
+        self._facts = facts
+        self._voice.emit(facts)
+        return True
+
+    def _look_at_step(self, number: int) -> None:
+        step = self.steps[number]
+        self._voice.beat()
+        try:
+            if step.is_open:
+                self._watch(step.path)
+            problem = step.look(self._look_into, self._voice.now())
+        except FileNotFoundError:
+            self._missing_step(number)
+            return
+        except OSError as error:
+            problem = str(error)
+        if problem:
+            self._voice.say("step_unreadable", step.path, problem)
+        (self._open.add if step.is_open else self._open.discard)(number)
+        if step.wake_at is not None:
+            self._voice.wake(step.wake_at)
+
+    def _missing_step(self, number: int) -> None:
+        step = self.steps[number]
+        now = self._voice.now()
+        if step.missing_since is None:
+            step.missing_since = now
+        if now - step.missing_since < SECOND_LOOK:
+            self._again = True
+            self._voice.wake(now + SECOND_LOOK)
+            return
+        del self.steps[number]
+        self._open.discard(number)
+        self._again = True
+        self._voice.emit(messages.Gone(path=step.path))
+
+    def _report(self, number: int, *, full: bool) -> None:
+        """Emits a step if anything about it, or what is published of it, changed."""
+        step = self.steps.get(number)
+        if step is None or step.answer is None or step.missing_since is not None or self._folder is None:
+            return
+        try:
+            step.published = published.look(
+                step.published,
+                self.path,
+                number,
+                listed=(number in self._folder.published, self._below is not None and number in self._below.published),
+                wish=published.Wish(step.answer.save_id or "", self._dtype(), self._config.max_shard_size),
+                now=self._voice.now(),
+                second_look=SECOND_LOOK,
+                full=full,
+            )
+        except OSError as error:
+            self._voice.say("published_unreadable", step.path, str(error))
+            self._again = True
+            return
+        if any(track.missing_since is not None for track in step.published):
+            self._again = True
+            self._voice.wake(self._voice.now() + SECOND_LOOK)
+        there = tuple(track.facts for track in step.published)
+        if step.reported is None or step.reported != (step.answer, there):
+            step.reported = (step.answer, there)
+            self._voice.emit(Step(run=self.path, step=number, path=step.path, answer=step.answer, published=there))
+
+    def _dtype(self) -> str:
+        """The dtype that is asked for; empty: not known yet."""
+        if self._config.dtype != "auto":
+            return self._config.dtype
+        return self._facts.config.dtype if self._facts and self._facts.config else ""
+
+    def settling(self) -> int:
+        """Its steps that will be known within seconds; only open ones may be."""
+        return sum(self.steps[number].wake_at is not None for number in self._open)
