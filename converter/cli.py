@@ -28,8 +28,8 @@ from converter.inspect import describe, preview, show
 from converter.report import reporter
 from converter.source import Options
 from converter.storage import Limits
+from converter.verdict import show as show_verdict
 from converter.verify import locate, verify
-from converter.verify import show as show_verdict
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NOTHING, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -7,12 +7,13 @@ compared. A loser's takeover cannot hurt a live owner for long: every owner look
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -97,8 +98,8 @@ class Lock:
                     self._on_wait(now[0])
                     told = time.monotonic()
                 seen, since = now, time.monotonic()
-            if (now[0] and is_dead(now[0])) or time.monotonic() - since > STALE:
-                self._take_over(now[0])
+            stale = (now[0] and is_dead(now[0])) or time.monotonic() - since > STALE
+            if stale and self._take_over(now[0]):
                 continue
             self._sleep(POLL)
         self._beat.start()
@@ -144,21 +145,47 @@ class Lock:
             os.close(fd)
         return True
 
-    def _take_over(self, stale: Owner | None) -> None:
-        """Moves a stale lock aside; puts it back if what was moved is another's by now."""
+    def _take_over(self, stale: Owner | None) -> bool:
+        """Moves a stale lock aside, unless another is at it; puts it back if what was moved is another's by now."""
         aside = self.path.with_name(f"{self.path.name}.{self.owner.token}")
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _alone_with(self.path) as alone:
+            if not alone or read(self.path) != stale:
+                return False
             os.rename(self.path, aside)
             if read(aside) != stale:
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self.path)
             os.unlink(aside)
+        return True
 
     def _heartbeat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
             with contextlib.suppress(OSError):
                 if self._is_ours():
                     os.utime(self.path)
+
+
+@contextlib.contextmanager
+def _alone_with(path: Path) -> Iterator[bool]:
+    """Whether no other takeover is at the lock file of this name, nor has been since it was opened.
+
+    By flock on the file itself. Where the file system has none (NFS mounted nolock), always: then a second takeover may
+    catch the first one's new lock, and puts it back.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except PermissionError:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+        yield os.fstat(fd).st_ino == os.stat(path).st_ino
+    finally:
+        os.close(fd)
 
 
 def sweep(folder: Path, *, is_stale: Callable[[Owner], bool] = is_dead) -> list[str]:

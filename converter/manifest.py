@@ -1,9 +1,11 @@
 """Owns `conversion.json`, the manifest of a published directory: written last, read by whoever asks what it is.
 
 Standard library only. It holds nothing that depends on when, where or with how many threads it was made, so that
-the same save gives the same bytes: no host, no path, no time, no measured figure.
+the same save gives the same bytes: no host, no path, no time, no measured figure. It ends in a hash of itself: what was
+asked of a conversion (shard size, exceptions) stands nowhere else, so nothing else would tell that it has changed.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -14,6 +16,8 @@ from converter import layout
 from converter.files import CONFIG_LIMIT, parse_json, read_regular, write_durably
 
 FORMAT = 1
+_SEAL = "manifest_sha256"
+"""Of the manifest without this key."""
 ASSET_NAMES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "tokenizer.model", "chat_template.jinja", "chat_template.json",
@@ -63,9 +67,23 @@ class Manifest:
 
 def to_bytes(manifest: Manifest) -> bytes:
     """The manifest as it stands on disk."""
-    return (
-        json.dumps({"format": FORMAT} | asdict(manifest), indent=2, sort_keys=True, ensure_ascii=True) + "\n"
-    ).encode()
+    return _sealed({"format": FORMAT} | asdict(manifest))
+
+
+def _sealed(said: dict[str, Any]) -> bytes:
+    return _dump(said | {_SEAL: hashlib.sha256(_dump(said)).hexdigest()})
+
+
+def _dump(said: dict[str, Any]) -> bytes:
+    return (json.dumps(said, indent=2, sort_keys=True, ensure_ascii=True) + "\n").encode()
+
+
+def is_intact(directory: Path) -> bool:
+    """Whether every byte of a manifest that `read` can read is as it was written."""
+    payload = read_regular(directory / layout.MANIFEST, limit=CONFIG_LIMIT)
+    said = parse_json(payload)
+    said.pop(_SEAL, None)
+    return _sealed(said) == payload
 
 
 def write(directory: Path, manifest: Manifest) -> None:
@@ -79,6 +97,7 @@ def read(directory: Path) -> Manifest | None:
         said = parse_json(read_regular(directory / layout.MANIFEST, limit=CONFIG_LIMIT))
         if said.pop("format") != FORMAT:
             return None
+        said.pop(_SEAL, None)
         entries = {
             key: {name: FileEntry(**entry) for name, entry in said.pop(key).items()} for key in ("files", "added")
         }

@@ -58,8 +58,9 @@ class DCPSource:
             if low < high:
                 before = (matrix - slab) * (bottom - top) + low - top
                 size = width * self._dtype.itemsize
-                raw = self._shards.pread(payload.file, payload.position + before * size, (high - low) * size)
-                part = torch.frombuffer(raw, dtype=self._dtype).view(high - low, width)
+                raw = np.empty((high - low) * size, np.uint8)
+                self._shards.pread_into(payload.file, raw, payload.position + before * size)
+                part = torch.from_numpy(raw).view(self._dtype).view(high - low, width)
                 if part.shape == out.shape:
                     out = part
                 else:

@@ -41,12 +41,13 @@ class _AllowList(pickle.Unpickler):
         self._reached = False
 
     def find_class(self, module: str, name: str) -> Any:
-        self._reached |= name == self._after
+        reached = self._reached
+        self._reached = name == self._after or (reached and name.startswith("_rebuild"))
         if (module, name) in self._names:
             return self._names[module, name]
         if module == "torch" and name in DTYPES:
             return Named(name)
-        raise (NotListed if self._reached else _Refused)(f"{module}.{name}")
+        raise (NotListed if reached else _Refused)(f"{module}.{name}")
 
     def persistent_load(self, pid: object) -> object:
         if self._persistent is None:
@@ -68,8 +69,8 @@ def load(
 ) -> Any:  # fmt: skip
     """The pickle's root, of stand-ins. `where` and `persistent` (its persistent ids) are the caller's.
 
-    Raises HostileCheckpoint for a name that is not listed, or NotListed once the pickle has asked for a function called
-    `after`; StepDamaged for what does not parse; MemoryError.
+    Raises HostileCheckpoint for a name that is not listed, or NotListed for the class asked for right after a function
+    called `after` (and others that rebuild); StepDamaged for what does not parse; MemoryError.
     """
     try:
         return _AllowList(payload, names, persistent, after).load()

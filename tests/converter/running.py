@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ class InProcessProver:
         self._said = io.StringIO()
         self._prover = prove.Prover(self._said)
         self._turn = threading.Lock()
+        self._over = False
         self.tools: dict[str, str] = self._prover.warm_up()["tools"]
 
     def __enter__(self) -> InProcessProver:
@@ -34,10 +36,13 @@ class InProcessProver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._turn.acquire()  # a question still being answered: the process would be killed
+        with self._turn:  # a question still being answered: the process would be killed
+            self._over = True
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         with self._turn:
+            if self._over:
+                raise errors.MachineFailure("the process was ended", path=Path(sys.executable), hint="")
             try:
                 answer = getattr(self._prover, do)(**json.loads(json.dumps(request)))
             except errors.ConversionError as error:

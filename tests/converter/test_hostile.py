@@ -121,10 +121,11 @@ def test_a_metadata_that_ends_early_is_damaged(cut: int, copy_step: CopyStep, re
 _FUZZ = """
 import resource, sys
 from pathlib import Path
-from converter import errors, storage
+from converter import checkpoint, errors
+from converter.listing import list_step
 resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
 step = Path(sys.argv[1])
-whole, listing = (step / ".metadata").read_bytes(), storage.list_step(step)
+whole, listing = (step / ".metadata").read_bytes(), list_step(step)
 refused = 0
 for position in range(0, len(whole), 1009):
     for value in {0, 255, whole[position] ^ 1} - {whole[position]}:

@@ -1,0 +1,40 @@
+"""Owns what verifying a published directory found, and how a person reads it.
+
+Standard library only.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Verdict:
+    """What was found: differences (each a file and what of it), what could not be verified, how much was compared."""
+
+    against: str = "the checkpoint"
+    differences: list[str] = field(default_factory=list)
+    not_verified: list[str] = field(default_factory=list)
+    tensors: int = 0
+    bytes_compared: int = 0
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs and nothing was left out."""
+        return not self.differences and not self.not_verified
+
+    def differs(self, file: str, what: str) -> None:
+        """Adds a difference."""
+        self.differences.append(f"{file}: {what}")
+
+
+def show(verdict: Verdict, published: Path, sample: tuple[int, int]) -> None:
+    """What a person reads."""
+    part = f", part {sample[0]} of {sample[1]} of the weights" if sample[1] > 1 else ""
+    if verdict.equal:
+        print(
+            f"equal: {published} is what {verdict.against} gives{part} ({verdict.tensors} tensors, {verdict.bytes_compared:,} bytes compared)"
+        )
+    for difference in verdict.differences:
+        print(f"differs: {difference}")
+    for reason in verdict.not_verified:
+        print(f"not verified: {reason}")

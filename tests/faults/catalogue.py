@@ -1,0 +1,61 @@
+"""Owns the list of all faults, and the document that is made of what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.faults import faults_config, faults_metadata, faults_stored, faults_values, faults_work
+from tests.faults.checks import CHECKS, READING
+from tests.faults.fault import Fault
+from tests.faults.faults_unseen import UNSEEN
+
+INPUT = {
+    "In the bytes of a step": faults_stored.FAULTS,
+    "In storage metadata": faults_metadata.FAULTS,
+    "In the values, and in steps in HF form": faults_values.FAULTS,
+    "In base assets, run record and tokenizer": faults_config.FAULTS,
+}
+WORK = {"In our own work": faults_work.FAULTS}
+GROUPS = INPUT | WORK
+ALL = [fault for found in GROUPS.values() for fault in found]
+
+_HEAD = """# Faults, and the check that catches each
+
+Made by `tests/faults` (`WRITE_DOCS=1 pytest tests/faults`); do not edit. Every fault below is put into a real tiny
+checkpoint, or into our own work by a wrapper in the tests, and the step converted twice: once with the check named for it
+alone, every other one replaced by a pass, and once with all of them replaced. With its check alone, the conversion is
+refused with that error and nothing is left behind. Without, it is *published* (*wrong*: with other files than the right
+ones; *right*: what is wrong is not what is read), or ends because something cannot be read at all.
+
+`(reading)` is no check: the form itself does not parse.
+
+"""
+
+
+def document(without: Mapping[Fault, str]) -> str:
+    """docs/faults.md. `without`: what became of each fault with every check replaced by a pass."""
+    lines = [
+        _HEAD,
+        "## Checks\n\n",
+        "As the manifest names them.\n\n",
+        "| check | what it promises | faults |\n|---|---|---|\n",
+    ]
+    for name, check in CHECKS.items():
+        lines.append(f"| `{name}` | {check.promise} | {sum(fault.check == name for fault in ALL)} |\n")
+    kinds = len({(fault.kind, fault.check) for fault in ALL})
+    lines.append(f"\n{kinds} kinds of fault in {len(ALL)} places.\n")
+    for title, found in GROUPS.items():
+        lines.append(f"\n## {title}\n\n| fault | where | caught by | as | without any check |\n|---|---|---|---|---|\n")
+        for kind, check in dict.fromkeys((fault.kind, fault.check) for fault in found):
+            places = [fault for fault in found if (fault.kind, fault.check) == (kind, check)]
+            where = "<br>".join(f"{fault.case.name}: {fault.place}".rstrip(": ") for fault in places)
+            error = places[0].error.__name__ if places[0].error else "the right thing is published"
+            became = "; ".join(dict.fromkeys(without[fault] for fault in places))
+            lines.append(f"| {kind} | {where} | {check if check == READING else f'`{check}`'} | {error} | {became} |\n")
+    lines.append(
+        "\n## What nothing can see\n\nThese pass every check; the tests know it.\n\n| fault | why | the manifest says |\n|---|---|---|\n"
+    )
+    for unseen in UNSEEN:
+        says = "`{}`: {}".format(*unseen.says) if unseen.says else ""
+        lines.append(f"| {unseen.what} | {unseen.why} | {says} |\n")
+    return "".join(lines)
