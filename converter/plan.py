@@ -4,7 +4,7 @@ Needs torch. Reads no tensor. The adapter drops names it does not know without a
 checkpoint is accounted for here; and what comes out must be what transformers saves, name by name, shape by shape.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,9 @@ def make_plan(
     return Plan(tuple(replace(found[name], unit=unit) for name, (_, unit) in saved.items()), tied, tuple(zero))
 
 
-def of_hf_step(plan: Plan) -> Plan:
-    """The plan of a step whose tensors are HF's already: each from the whole of its own."""
+def of_hf_step(step: Path, plan: Plan, held: Set[str]) -> Plan:
+    """The plan of a step whose tensors (`held`) are HF's already: each from the whole of its own. Raises PlanMismatch."""
+    check_held(step, plan, held)
     return Plan(tuple(replace(export, source=export.name, start=0) for export in plan.exports), plan.tied)
 
 
@@ -76,6 +77,16 @@ def saved_tensors(model: PreTrainedModel) -> dict[str, tuple[tuple[int, ...], st
         name: (tuple(tensor.shape), units.setdefault(tensor.untyped_storage()._cdata, name))
         for name, tensor in tensors.items()
     }
+
+
+def check_held(step: Path, plan: Plan, held: Set[str]) -> None:
+    """A step in HF form holds every tensor that is exported. Raises PlanMismatch."""
+    if lacking := sorted({export.name for export in plan.exports} - held):
+        raise errors.PlanMismatch(
+            f"the step lacks {len(lacking)} tensors of the HF model ({', '.join(lacking[:3])})",
+            path=step,
+            hint="convert an earlier step, which has a DCP",
+        )
 
 
 def check_known(step: Path, fqn: str) -> None:

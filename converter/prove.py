@@ -95,12 +95,13 @@ class Prover:
         differs = check_architecture(ours, wanted, architecture, where)
         said = qwen3.with_architecture(base, wanted) if differs else dict(base)
         rows = shapes[qwen3.EMBEDDING][0]
-        said |= {"vocab_size": rows, "max_position_embeddings": self.run.seq_len, "dtype": dtype}
+        self.besides = {"vocab_size": rows, "max_position_embeddings": self.run.seq_len}
+        said |= self.besides | {"dtype": dtype}
         said.pop("torch_dtype", None)
         self.hf_config = qwen3.hf_config(said, moe=moe, where=where)
         model = qwen3.hf_model(self.hf_config)
         made = plan.make_plan(self.step, made_of, shapes, qwen3.adapter(self.config), model)
-        self.plan = made if held.form == "dcp" else plan.of_hf_step(made)
+        self.plan = made if held.form == "dcp" else plan.of_hf_step(self.step, made, held.tensors.keys())
         self.hf_config.architectures = [type(model).__name__]
         self.hf_config.dtype = getattr(torch, dtype)
         text = json.loads(self.hf_config.to_json_string(use_diff=True))
@@ -119,7 +120,8 @@ class Prover:
         from converter import qwen3
 
         where = Path(directory) / "config.json"
-        qwen3.check_written(parse_json(read_regular(where, limit=CONFIG_LIMIT)), self.wanted, self.dtype, where=where)
+        written = parse_json(read_regular(where, limit=CONFIG_LIMIT))
+        qwen3.check_written(written, self.wanted, self.besides, self.dtype, where=where)
         return {}
 
     def tokenizer(self, directory: str, where: str) -> dict[str, Any]:

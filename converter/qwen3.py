@@ -134,9 +134,9 @@ def architecture_of_base(config: PretrainedConfig) -> dict[str, Any]:
     }
 
 
-def differences(base: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
-    """Where base assets describe another model than the run trained."""
-    return [f"{key}: base {base.get(key)}, run {run[key]}" for key in run if base.get(key) != run[key]]
+def differences(said: Mapping[str, Any], run: Mapping[str, Any], who: str = "base") -> list[str]:
+    """Where `who` (the base assets) describes another model than the run trained."""
+    return [f"{key}: {who} {said.get(key)}, run {run[key]}" for key in run if said.get(key) != run[key]]
 
 
 def modules(layers: int) -> dict[str, str]:
@@ -224,14 +224,18 @@ def older_keys(said: dict[str, Any], config: PretrainedConfig) -> dict[str, Any]
     return older | ({"num_experts": config.num_experts} if isinstance(config, Qwen3MoeConfig) else {})
 
 
-def check_written(said: dict[str, Any], wanted: Mapping[str, Any], dtype: str, *, where: Path) -> None:
-    """`config.json` as it was written says `wanted` and `dtype`, to transformers 5 and to those before. Raises ExportMismatch."""
+def check_written(
+    said: dict[str, Any], wanted: Mapping[str, Any], besides: Mapping[str, Any], dtype: str, *, where: Path
+) -> None:
+    """`config.json` as it was written says the architecture `wanted`, `besides` and `dtype`, to transformers 5 and to those
+    before. Raises ExportMismatch."""
     moe = "num_experts" in wanted
     for reader, seen in (("5", said), ("4", {key: value for key, value in said.items() if key not in _NEWER})):
         config = hf_config(seen, moe=moe, where=where)
-        differs = differences(architecture_of_base(config), wanted)
+        found = architecture_of_base(config) | {key: getattr(config, key) for key in besides}
+        differs = differences(found, {**wanted, **besides}, "written")
         if str(config.dtype) != f"torch.{dtype}":
-            differs.append(f"dtype: {config.dtype}, run {dtype}")
+            differs.append(f"dtype: written {config.dtype}, run {dtype}")
         if differs:
             raise errors.ExportMismatch(
                 f"the config written says another model to transformers {reader} ({'; '.join(differs)})",

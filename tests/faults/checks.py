@@ -98,7 +98,7 @@ CHECKS = {
     ),
     "plan": Check(
         "TorchTitan's own adapter exports every element once, and just what transformers saves",
-        (*_functions(plan, "check_covered", "check_saved"), (standin, "same", lambda *_: True)),
+        (*_functions(plan, "check_covered", "check_saved", "check_held"), (standin, "same", lambda *_: True)),
     ),
     "config": Check(
         "config.json as written says the run's model, to transformers 4 and 5", _functions(qwen3, "check_written")

@@ -13,7 +13,7 @@ from tests.faults import made
 from tests.faults.scene import Scene, digests, in_this_process
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _here() -> Iterator[None]:
     with in_this_process():
         yield

@@ -64,6 +64,14 @@ def entry(scene: Scene, name: str, key: str, value: Any) -> None:
     write(path, 8, text.ljust(length))
 
 
+def rename_hf(scene: Scene, name: str, to: str) -> None:
+    path, header, length = _file(scene, name)
+    renamed = {to if key == name else key: said for key, said in header.items()}
+    text = json.dumps(renamed, separators=(",", ":")).encode()
+    assert len(text) <= length
+    write(path, 8, text.ljust(length))
+
+
 def put_hf(scene: Scene, name: str, index: int, value: float) -> None:
     path, header, length = _file(scene, name)
     start = header[name]["data_offsets"][0]
@@ -163,6 +171,17 @@ FAULTS: list[Fault] = [
             (HF, {"name": "model.layers.0.self_attn.k_proj.weight", "key": "data_offsets", "value": "model.layers.0.self_attn.v_proj.weight"}),
             (ONE, {"name": GATE, "key": "data_offsets", "value": "model.layers.1.mlp.up_proj.weight"}),
             (HF_MOE, {"name": EXPERT, "key": "data_offsets", "value": "model.layers.2.mlp.experts.4.down_proj.weight"}),
+        ],
+    ),
+    *faults(
+        "in HF form: a tensor's name is another's",
+        "plan",
+        errors.PlanMismatch,
+        rename_hf,
+        [
+            (HF, {"name": "model.layers.2.self_attn.q_proj.weight", "to": "model.layers.7.self_attn.q_proj.weight"}),
+            (ONE, {"name": GATE, "to": "model.layers.8.mlp.gate_proj.weight"}),
+            (HF_MOE, {"name": EXPERT, "to": "model.layers.2.mlp.experts.9.down_proj.weight"}),
         ],
     ),
     *faults(

@@ -170,6 +170,6 @@ FAULTS: list[Fault] = [
     ),
     *faults(
         "config.json says otherwise than decided", "config", LOST, config_says,
-        [(TIED, {"rms_norm_eps": 1e-5}), (UNTIED, {"rope_parameters": {"rope_theta": 10_000.0, "rope_type": "default"}}), (MOE, {"norm_topk_prob": False}), (SQUARE, {"dtype": "float32"})],
+        [(TIED, {"rms_norm_eps": 1e-5}), (UNTIED, {"rope_parameters": {"rope_theta": 10_000.0, "rope_type": "default"}}), (MOE, {"norm_topk_prob": False}), (SQUARE, {"dtype": "float32"}), (OLD, {"vocab_size": 637}), (UNTIED, {"max_position_embeddings": 40_960})],
     ),
 ]  # fmt: skip

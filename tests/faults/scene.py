@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +34,9 @@ def read_here(step: Path, _limits: object = None) -> tuple[Any, checkpoint.Stora
 
 @contextmanager
 def in_this_process() -> Iterator[None]:
-    """Conversions start no process, and ask for versions once."""
+    """Conversions start no process, ask for versions once, and do not wait for the disk."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
         patch.setattr(storage, "read", read_here)
         patch.setattr(prove, "tools", functools.cache(prove.tools))
         yield
