@@ -38,8 +38,15 @@ def logger(stream: TextIO | None = None, *, environ: Mapping[str, str] = os.envi
     if stream.isatty():
         colors = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
         last = [
+            _brief,
             _printable,
-            structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback),
+            structlog.dev.ConsoleRenderer(
+                colors=colors,
+                exception_formatter=structlog.dev.plain_traceback,
+                sort_keys=False,
+                pad_event_to=21,
+                timestamp_key="timestamp",
+            ),
         ]
     else:
         last = [_journal_line if _is_journal(stream, environ) else structlog.processors.JSONRenderer()]
@@ -83,6 +90,18 @@ def _in_order(_logger: Any, _method: str, fields: structlog.typing.EventDict) ->
     return {key: fields[key] for key in first if key in fields} | {
         key: value for key, value in fields.items() if key not in first
     }
+
+
+def _brief(_logger: Any, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """For a terminal: how many checks passed instead of each, and nothing twice. JSON lines have it all."""
+    said = {key: value for key, value in fields.items() if key not in ("root", "path", "phases", "figures", "warnings")}
+    if "step" not in fields:  # then nothing else says what it is about
+        said |= {key: fields[key] for key in ("root", "path") if key in fields}
+    if isinstance(checks := said.get("checks"), list):
+        passed = sum(check["verdict"] == "passed" for check in checks)
+        others = [check["name"] for check in checks if check["verdict"] != "passed"]
+        said["checks"] = f"{passed} passed" + (f", not run or accepted: {', '.join(others)}" if others else "")
+    return said
 
 
 def _printable(_logger: Any, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -59,6 +59,20 @@ def test_on_a_terminal_lines_are_readable_and_names_cannot_drive_it() -> None:
     assert not said.startswith("{")
 
 
+def test_on_a_terminal_checks_are_counted_and_those_that_did_not_pass_are_named() -> None:
+    ours, theirs = pty.openpty()
+    checks = [{"name": "finite", "verdict": "passed"}, {"name": "forward", "verdict": "not run"}]
+    with os.fdopen(theirs, "w") as stream:
+        logs.logger(stream, environ={"NO_COLOR": "1"}).info(
+            "conversion_succeeded", path="/r/step-1", step=1, checks=checks
+        )
+        said = os.read(ours, 10_000).decode()
+    os.close(ours)
+
+    assert "checks='1 passed, not run or accepted: forward'" in said
+    assert "/r/step-1" not in said
+
+
 def test_logging_imports_no_rich_and_leaves_it_importable_for_status() -> None:
     code = "import sys; from daemon import logs; assert 'rich' not in sys.modules; import rich; assert rich.__name__ == 'rich'"
 
