@@ -86,8 +86,9 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         wanted = export_bytes(metadata, source.dtype)
         _check_space(folder, wanted)
         report("conversion_started", about | {"bytes_total": model_bytes(metadata)})
-        staging = publish.make_staging(folder, number, lock.owner.token)
-        try:
+        staging = publish.staging_path(folder, number, lock.owner.token)
+        try:  # before it is made: a signal between the two must not leave it behind
+            staging.mkdir()
             with Asking(prover, step, staging, source, found, options, phase) as asking:
                 moved = move(source, sources, found.base, staging, options, phase, progress, asking)
                 settled, outcome = asking.settled(), moved.outcome

@@ -34,11 +34,10 @@ def folder_for(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def make_staging(folder: Path, step: int, token: str) -> Path:
-    """A new directory beside the published one; its mode follows the umask (mkdtemp's would be 0700)."""
-    path = folder / layout.staging_name(step, token)
-    path.mkdir()
-    return path
+def staging_path(folder: Path, step: int, token: str) -> Path:
+    """The directory beside the published one that an export grows in; made by plain mkdir, so that its mode follows the
+    umask (mkdtemp's would be 0700)."""
+    return folder / layout.staging_name(step, token)
 
 
 def check_replaceable(published: Path, *, force: bool) -> None:

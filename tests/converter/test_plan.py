@@ -100,7 +100,7 @@ def test_a_model_of_another_shape_than_the_tensors_is_refused_by_the_first_name(
             plan.make_plan(step, made_of, shapes, adapter, tiny_hf(MOE, **changes))
 
 
-def test_30b_a3b_is_planned_in_two_seconds() -> None:
+def test_30b_a3b_is_planned_in_seconds() -> None:
     config = titan.model_registry("30B-A3B").model
     with torch.device("meta"):
         whole = qwen3.titan_model(config, 8).state_dict()
@@ -121,4 +121,4 @@ def test_30b_a3b_is_planned_in_two_seconds() -> None:
     provisional = standin.provisional_plan({name: name for name in shapes}, shapes, tied=False)
     assert provisional is not None
     assert standin.same(provisional, made)
-    assert took < 2
+    assert took < 10  # 0.95 s on 2 cores; a busy machine may take longer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from converter import errors, layout, publish
-from converter.publish import check_replaceable, clear, make_durable, make_staging
+from converter.publish import check_replaceable, clear, make_durable, staging_path
 
 TOKEN = "0123456789abcdef"
 
@@ -23,7 +23,8 @@ def swap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def staged(folder: Path, text: str) -> Path:
-    path = make_staging(folder, 1, TOKEN)
+    path = staging_path(folder, 1, TOKEN)
+    path.mkdir()
     (path / "config.json").write_text(text)
     return path
 
