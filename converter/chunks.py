@@ -77,10 +77,6 @@ class Shards:
         """The payload of one item: see `items.locate`."""
         return locate(self.step, tensor, chunk, self.pread)
 
-    def drop(self, name: str, position: int, length: int) -> None:
-        """Tells the kernel that these bytes are not needed again: its cache is training's."""
-        os.posix_fadvise(self._fd(name), position, length, os.POSIX_FADV_DONTNEED)
-
 
 def as_3d(sizes: tuple[int, ...], missing: int = 1) -> tuple[int, int, int]:
     """(matrices, rows, columns) of a shape: a matrix is one of 1, a vector rows of one element."""
