@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from daemon import logs
+    from daemon.refuge import KeptLedger
     from daemon.service import Service
     from daemon.systemd import Notifier
 
@@ -88,12 +89,12 @@ def _run(options: argparse.Namespace) -> int:
     if not loaded.roots:
         print(f"dcp2hfd: {_EXAMPLE}", file=sys.stderr)
         return USAGE
-    folder = config.state_dir(loaded)
-    ledger = Ledger.rehearsal(folder) if options.dry_run else Ledger.open(folder)
+    folder, log = config.state_dir(loaded), logs.logger()
+    ledger = Ledger.rehearsal(folder) if options.dry_run else KeptLedger(folder, log)
 
     async def serve() -> int:
         service = Service(
-            loaded, ledger, logs.logger(), once=options.once, dry_run=options.dry_run, notifier=Notifier(), reload=load
+            loaded, ledger, log, once=options.once, dry_run=options.dry_run, notifier=Notifier(), reload=load
         )
         return await service.run()
 

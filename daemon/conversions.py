@@ -13,7 +13,7 @@ from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import Step
 from daemon.news import AttemptEvents, News, fields_of
-from daemon.records import Outcome, Row, State
+from daemon.records import AttemptKey, Outcome, Row, State
 from daemon.room import LOOK_AGAIN, Room
 from daemon.schedule import Job
 from daemon.settings import Settings
@@ -36,8 +36,7 @@ class _Started(NamedTuple):
     row: Row
     request: worker.Request
     settings: Settings
-    identity: int
-    """In the ledger."""
+    key: AttemptKey
 
 
 class Conversions:
@@ -159,15 +158,15 @@ class Conversions:
         if self._once:
             self._tracker.tried.add(job.path)
         self._tracker.keep(job.path, Tracked(job.root, facts, Verdict(State.RUNNING)))
-        identity = self._ledger.begin_attempt(row, now)
-        started = _Started(attempt, job, facts, row, request, settings, identity)
+        key = self._ledger.begin_attempt(row, now)
+        started = _Started(attempt, job, facts, row, request, settings, key)
         self._running[job.path] = (started, asyncio.create_task(self._see_through(started)))
 
     async def _see_through(self, started: _Started) -> None:
         job, row = started.job, started.row
         try:
             outcome = await started.attempt.run()
-            self._ledger.end_attempt(started.identity, outcome, self._clock())
+            self._ledger.end_attempt(started.key, outcome, self._clock())
             if outcome.killed and job.root in self._watchers:
                 await self._watchers[job.root].sweep(started.request.folder, timeout=1.5)
             latest = self._tracker.waiting[job.path].facts

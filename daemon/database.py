@@ -4,6 +4,8 @@ One file on a local disk, in WAL mode: several daemons and `status` may have it 
 """
 
 import contextlib
+import errno
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -40,10 +42,24 @@ MIGRATIONS = (
 
 Connection = sqlite3.Connection
 Record = sqlite3.Row
+Failure = sqlite3.Error
+"""What a statement raises where the ledger's disk is full or fails."""
+_DISK = {
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY
+}  # fmt: skip
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 class LedgerError(Exception):
     """The ledger cannot be used; the message says which and what to do."""
+
+
+class DiskFailure(LedgerError):
+    """The disk that holds the ledger is full or fails, or another process keeps it: later may go better."""
+
+
+class LedgerDamaged(LedgerError):
+    """What lies there is no ledger, or a broken one."""
 
 
 def open_for_writing(folder: Path) -> Connection:
@@ -51,13 +67,44 @@ def open_for_writing(folder: Path) -> Connection:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         db = sqlite3.connect(folder / NAME, isolation_level=None, timeout=PATIENCE)
-        _use_wal(db)
-        db.execute("PRAGMA synchronous = NORMAL")
-        _migrate(db, folder / NAME)
+        try:
+            _use_wal(db)
+            db.execute("PRAGMA synchronous = NORMAL")
+            _migrate(db, folder / NAME)
+        except BaseException:
+            db.close()
+            raise
     except (OSError, sqlite3.Error) as error:
-        raise LedgerError(
+        path = folder / NAME
+        is_allowed = os.access(folder, os.W_OK | os.X_OK) and (not path.exists() or os.access(path, os.W_OK))
+        kind = error_kind(error) if is_allowed else LedgerError
+        raise kind(
             f"the ledger cannot be opened: {folder / NAME}: {error}; set state_dir to a folder that this user can write"
         ) from None
+    return db
+
+
+def error_kind(error: Exception) -> type[LedgerError]:
+    """Which LedgerError an error of SQLite's, or of the system's, amounts to."""
+    if isinstance(error, OSError):
+        return DiskFailure if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else LedgerError
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return DiskFailure if code in _DISK else LedgerDamaged if code in _DAMAGE else LedgerError
+
+
+def set_aside(folder: Path) -> Path:
+    """Moves a damaged ledger out of the way; returns where it is now. Raises OSError."""
+    aside = folder / f"{NAME}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    for suffix in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder / f"{NAME}{suffix}", f"{aside}{suffix}")
+    return aside
+
+
+def in_memory() -> Connection:
+    """An empty ledger that no disk holds."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    _migrate(db, Path(":memory:"))
     return db
 
 
@@ -101,10 +148,11 @@ def transaction(db: Connection) -> Iterator[None]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
+        db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.Error):  # a full disk has rolled back already
+            db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")
 
 
 def _check_version(db: sqlite3.Connection, path: Path) -> int:

@@ -15,7 +15,7 @@ from daemon import database
 from daemon.database import Connection, Record, transaction
 from daemon.messages import Answer
 from daemon.process import is_alive, owner_of
-from daemon.records import Outcome, Row, State
+from daemon.records import AttemptKey, Outcome, Row, State
 from daemon.verdict import Block
 
 _COLUMNS = tuple(field.name for field in msgspec.structs.fields(Row))
@@ -26,10 +26,15 @@ class Ledger:
     """One open ledger."""
 
     def __init__(self, connection: Connection) -> None:
+        self.owner = owner_of(os.getpid())
+        self._use(connection)
+        self.changed()
+
+    def _use(self, connection: Connection) -> None:
         self._db = connection
         self._db.row_factory = Record
-        self._version = self._data_version()
-        self.owner = owner_of(os.getpid())
+        self._version = -1
+        """Of what other processes wrote, as `changed` saw it last."""
 
     @classmethod
     def open(cls, folder: Path) -> "Ledger":
@@ -46,6 +51,12 @@ class Ledger:
     def rehearsal(cls, folder: Path) -> "Ledger":
         """A copy in memory: nothing written to it lasts. Raises LedgerError."""
         return cls(database.open_for_rehearsal(folder))
+
+    is_away = False
+    """Whether what is remembered now is in memory only (`refuge`)."""
+
+    def go_back(self) -> None:
+        """Goes back to the disk where it was left (`refuge`)."""
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -94,27 +105,28 @@ class Ledger:
 
     def answers(self, root: str) -> Iterator[tuple[str, Answer]]:
         """What is known of the steps below a root, so that a scanner need not look into them again."""
-        for path, answer in self._db.execute(
+        found = self._db.execute(
             "SELECT path, answer FROM steps WHERE current AND root = ? AND answer IS NOT NULL", (root,)
-        ):
-            yield path, msgspec.json.decode(answer, type=Answer)
+        ).fetchall()
+        return ((path, msgspec.json.decode(answer, type=Answer)) for path, answer in found)
 
     # Attempts
-    def begin_attempt(self, row: Row, now: float) -> int:
+    def begin_attempt(self, row: Row, now: float) -> AttemptKey:
         """Remembers that an attempt began; `status` shows it while this process lives."""
-        cursor = self._db.execute(
+        self._db.execute(
             "INSERT INTO attempts (step_id, started, owner) SELECT id, ?, ? FROM steps WHERE path = ? AND save_id = ?",
             (now, self.owner, row.path, row.save_id),
         )
-        return int(cursor.lastrowid or 0)
+        return AttemptKey(row.path, row.save_id, now)
 
-    def end_attempt(self, attempt: int, outcome: Outcome, now: float) -> None:
+    def end_attempt(self, attempt: AttemptKey, outcome: Outcome, now: float) -> None:
         """Remembers how it ended."""
         self._db.execute(
-            "UPDATE attempts SET ended = ?, result = ?, error = ?, message = ?, path = ?, hint = ?, seconds = ?, event = ? WHERE id = ?",
+            "UPDATE attempts SET ended = ?, result = ?, error = ?, message = ?, path = ?, hint = ?, seconds = ?, event = ? "
+            "WHERE owner = ? AND started = ? AND step_id = (SELECT id FROM steps WHERE path = ? AND save_id = ?)",
             (
                 now, outcome.result, outcome.error, outcome.message, outcome.path, outcome.hint, outcome.seconds,
-                msgspec.json.encode(outcome.event).decode(), attempt,
+                msgspec.json.encode(outcome.event).decode(), self.owner, attempt.started, attempt.path, attempt.save_id,
             ),
         )  # fmt: skip
 
@@ -198,11 +210,8 @@ class Ledger:
 
     def changed(self) -> bool:
         """Whether another process wrote since the last call: cheap enough to ask every second."""
-        before, self._version = self._version, self._data_version()
+        before, self._version = self._version, int(self._db.execute("PRAGMA data_version").fetchone()[0])
         return before != self._version
-
-    def _data_version(self) -> int:
-        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
 
     # Daemons
     def register(self, what: str) -> None:

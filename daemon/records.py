@@ -1,7 +1,7 @@
 """Owns the words for what is remembered of a step: its states, a row of the ledger, the outcome of an attempt."""
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -65,3 +65,11 @@ class Outcome(msgspec.Struct, kw_only=True, frozen=True):
     retry: Retry = Retry.BACKOFF
     killed: bool = False
     """It did not end by itself: something of it may be left in the output folder."""
+
+
+class AttemptKey(NamedTuple):
+    """Which attempt of this process: no number of a table's, since the table may be another by its end (`refuge`)."""
+
+    path: str
+    save_id: str
+    started: float

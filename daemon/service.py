@@ -119,6 +119,7 @@ class Service:
     # The loop
     def _tick(self) -> None:
         now = self._clock()
+        self._ledger.go_back()
         if not self._once and self._ledger.changed():
             for path in self._ledger.take_requests(self._settings.roots):
                 self._look_again(path)
@@ -247,4 +248,5 @@ class Service:
         return (
             f"{len(self._watchers)} roots{f' ({away} unreachable)' if away else ''}, {len(self._conversions)} converting, "
             f"{states.count(State.PENDING) + states.count(State.FAILED)} waiting, {states.count(State.QUARANTINED)} quarantined"
+            f"{', state_dir fails' if self._ledger.is_away else ''}"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from daemon import config as configuration
 from daemon import logs
 from daemon.ledger import Ledger
+from daemon.refuge import KeptLedger
 from daemon.service import Service
 from daemon.settings import Settings
 from daemon.systemd import Notifier
@@ -37,7 +38,7 @@ def main() -> int:
 
     async def serve() -> int:
         service = Service(
-            loaded, ledger, logs.logger(), once=once, dry_run=dry_run, notifier=Notifier(), reload=load, command=command, scanner=scanner,
+            loaded, ledger, log, once=once, dry_run=dry_run, notifier=Notifier(), reload=load, command=command, scanner=scanner,
             jitter=lambda: 0.0,
         )  # fmt: skip
         return await service.run()
@@ -46,7 +47,8 @@ def main() -> int:
         return configuration.load(config=config, roots=roots, default="/nonexistent")
 
     loaded = load()
-    ledger = Ledger.rehearsal(Path(state)) if dry_run else Ledger.open(Path(state))
+    log, folder = logs.logger(), Path(state)
+    ledger = Ledger.rehearsal(folder) if dry_run else KeptLedger(folder, log)
     return asyncio.run(serve())
 
 
