@@ -14,7 +14,7 @@ from typing import Any
 from converter import assets, checkpoint
 from converter.clock import Clock
 from converter.prover import Prover
-from converter.source import Options, Source
+from converter.source import Options, Source, model_bytes
 
 POSITIONS = 32
 """Tokens of the forward check: at theta 1e6 and head_dim 128, half of rope's pairs have turned by more than 0.03 rad
@@ -49,11 +49,13 @@ class Asking:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _settle(self) -> dict[str, Any]:
+        traffic = self._options.traffic(model_bytes(self._source.metadata))
         with self._phase("plan"):
             settled = self._prover.ask(
                 "start", step=str(self._step), metadata=checkpoint.to_json(self._source.metadata),
                 run=self._source.run.to_json(), base=self._found.base, base_path=str(self._found.base_path),
                 dtype=self._source.dtype, architecture=self._options.architecture,
+                io_bandwidth_limit=traffic.limit, drop_behind=traffic.drop_behind,
             )  # fmt: skip
         with self._writing:
             if self._over:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from converter import errors
 from converter.checkpoint import ITEM_BYTES, Chunk, TensorItems
 from converter.items import RESAVE, Payload, locate
+from converter.traffic import Traffic
 
 Bytes = NDArray[np.uint8]
 
@@ -25,8 +26,9 @@ Bytes = NDArray[np.uint8]
 class Shards:
     """The open DCP shards of one step; safe for threads. Counts the bytes it reads."""
 
-    def __init__(self, step: Path):
+    def __init__(self, step: Path, traffic: Traffic | None = None):
         self.step = step
+        self._traffic = traffic or Traffic()
         self.bytes_read = 0
         self._fds: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -60,6 +62,7 @@ class Shards:
                         hint="the step is being purged or saved again",
                     )
                 done += got
+            self._traffic(fd, position, done)
         except FileNotFoundError:
             raise errors.StepVanished(
                 "the DCP shard is gone", path=self.step / name, hint="the step was purged"

@@ -93,6 +93,9 @@ def convert(
     if_exists: Annotated[
         Literal["overwrite", "skip"], typer.Option(help="skip: leave what is up to date, or not ours.")
     ] = "overwrite",
+    io_bandwidth_limit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Read and write at most so many bytes a second (200MB).")
+    ] = None,
     metadata_memory_limit: Annotated[
         str, typer.Option(metavar="SIZE", help="Memory for reading .metadata, beside 24 times its size.")
     ] = "512MiB",
@@ -110,6 +113,7 @@ def convert(
         architecture=architecture, allow_routing_drift=allow_routing_drift, accept_copy=accept_copy, force=force,
         max_shard_size=parse_size(max_shard_size), threads=threads, forward_check=forward_check, if_exists=if_exists,
         metadata_limits=Limits(parse_size(metadata_memory_limit), metadata_deadline),
+        io_bandwidth_limit=parse_size(io_bandwidth_limit) if io_bandwidth_limit else 0,
     )  # fmt: skip
     steps, named = _steps(path)
     if output is not None and not output.absolute().parent.is_dir():

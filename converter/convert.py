@@ -28,6 +28,7 @@ from converter.source import (
     reason_to_skip,
     source_names,
 )
+from converter.traffic import drop_from_cache
 
 Report = Callable[[str, dict[str, Any]], None]
 """Event name and fields; `cli` shows them."""
@@ -97,7 +98,10 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 comparing = asking.compare()
                 with phase("read_back"):
                     told = Progress("read_back", sum(shard.size for shard in moved.files), progress)
-                    entries = read_all(staging, moved.written, asking.written | moved.index, told)
+                    entries = read_all(
+                        staging, moved.written, asking.written | moved.index, told,
+                        options.traffic(model_bytes(metadata)),
+                    )  # fmt: skip
                 compared = comparing()
             warnings = assets.disagreements(settled["config"], found, tokenizer["special"])
             if settled["borrowed"]:
@@ -118,6 +122,9 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         except BaseException:
             publish.remove_tree(staging)
             raise
+        finally:
+            drop_from_cache(step / file.name for file in source.listing.files)
+        drop_from_cache(published / name for name in made.files)
     for text in warnings:
         report("warning", about | {"message": text})
     figures = {"cast_to_zero": sum(c.to_zero for c in outcome.counts.values()), "largest_bias": outcome.largest_bias}

@@ -18,6 +18,7 @@ from converter.casting import Caster, Counts
 from converter.checkpoint import TensorItems
 from converter.chunks import Band, Bytes, Shards, bands
 from converter.exports import SAFETENSORS, Export, HFShard, Plan, target_dtype
+from converter.traffic import Traffic
 
 BLOCK = 1 << 20
 """Bytes of source that a thread holds: 256 KB and 4 MB were both slower (0.6B, 2 cores)."""
@@ -51,10 +52,11 @@ class Exporter:
 
     def __init__(
         self, step: Path, plan: Plan, files: list[HFShard], tensors: Mapping[str, TensorItems], dtype: str, threads: int,
-        progress: Callable[[int], None], sink: Sink,
+        progress: Callable[[int], None], sink: Sink, traffic: Traffic | None = None,
     ):  # fmt: skip
         self.step, self.plan, self.files, self.tensors = step, plan, files, tensors
         self.dtype, self.threads, self.progress, self.sink = dtype, threads, progress, sink
+        self._traffic = traffic
         self.outcome = Outcome()
         self._places = {name: (shard.name, at) for shard in files for name, at in shard.positions.items()}
         self._by_source: dict[str, list[Export]] = {}
@@ -67,7 +69,7 @@ class Exporter:
 
     def run(self) -> Outcome:
         """Raises the first failure of any thread; NonFiniteTensor and CastOverflow when all has been read."""
-        with Shards(self.step) as shards, ThreadPoolExecutor(self.threads, "export") as pool:
+        with Shards(self.step, self._traffic) as shards, ThreadPoolExecutor(self.threads, "export") as pool:
             tasks = sorted(self._tasks(shards), key=lambda task: task[0].first)
             running = [pool.submit(self._carry, *task) for task in tasks]
             try:

@@ -23,6 +23,7 @@ from converter.exports import INDEX
 from converter.files import parse_json
 from converter.judge import TIE_MARGIN, Pass, routing_margin
 from converter.streamed import DCPSource, HFExperts, HFSource, Source, StackedSource, TitanExperts, fill, linear
+from converter.traffic import Traffic
 
 Progress = Callable[[int, int], None]
 _EMBEDDING = "model.embed_tokens"
@@ -69,14 +70,14 @@ def titan_forward(
         return found
 
 
-def hf_forward(config: Any, staging: Path, token_ids: list[int], progress: Progress) -> Pass:
+def hf_forward(config: Any, staging: Path, token_ids: list[int], progress: Progress, traffic: Traffic) -> Pass:
     """HF's model over the files just written, found as transformers finds them.
 
     Raises ForwardMismatch where they lack a tensor of the model, or hold another.
     """
     model = qwen3.hf_model(config)
     found = Pass(len(token_ids))
-    with torch.inference_mode(), _opened(staging) as sources:
+    with torch.inference_mode(), _opened(staging, traffic) as sources:
         used: set[str] = set()
 
         def weight(name: str) -> Source:
@@ -200,7 +201,7 @@ def _fill_hf(model: nn.Module, source: Callable[[str], Source], config: Any, fou
 
 
 @contextmanager
-def _opened(staging: Path) -> Iterator[dict[str, Source]]:
+def _opened(staging: Path, traffic: Traffic) -> Iterator[dict[str, Source]]:
     """HF name -> its tensor in the HF shards just written, by their own headers and index."""
     index = staging / INDEX
     where = parse_json(index.read_bytes())["weight_map"] if index.exists() else None
@@ -209,7 +210,7 @@ def _opened(staging: Path) -> Iterator[dict[str, Source]]:
     try:
         entries = [entry for name in names for entry in hf_step.header(staging / name)[0]]
         yield {
-            entry.name: HFSource(fds[entry.file], entry.position, entry.shape, entry.dtype)
+            entry.name: HFSource(fds[entry.file], entry.position, entry.shape, entry.dtype, traffic)
             for entry in entries
             if where is None or where.get(entry.name) == entry.file
         }

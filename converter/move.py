@@ -100,7 +100,10 @@ def _export(plan: Plan, source: Source, staging: Path, options: Options, tell: T
     if index is not None:
         write_durably(staging / INDEX, index)
     told = Progress("export", model_bytes(source.metadata), tell, asking.check)
+    traffic = options.traffic(model_bytes(source.metadata))
     threads = options.threads or min(4, len(os.sched_getaffinity(0)))
-    with Writer(staging, files) as writer:
-        outcome = Exporter(source.listing.path, plan, files, tensors, source.dtype, threads, told, writer).run()
+    with Writer(staging, files, traffic) as writer:
+        outcome = Exporter(
+            source.listing.path, plan, files, tensors, source.dtype, threads, told, writer, traffic
+        ).run()
         return Moved(plan, files, outcome, writer.written, {} if index is None else {INDEX: index})

@@ -1,7 +1,7 @@
 """Owns the proving process: it imports torch, torchtitan and transformers, while its parent moves bytes without them.
 
-Run as `python -P -m converter.prove`. One JSON request a line on stdin, one answer a line on stdout; an expected
-failure answers `{"failed": {...}}`. Whatever a library prints goes to stderr.
+Run as `python -P -m converter.prove PARENT` (its process id). One JSON request a line on stdin, one answer a line on
+stdout; an expected failure answers `{"failed": {...}}`. Whatever a library prints goes to stderr.
 """
 
 import ctypes
@@ -17,11 +17,14 @@ from converter import checkpoint, errors
 from converter.exports import FLOATS
 from converter.files import CONFIG_LIMIT, parse_json, read_regular
 from converter.run_config import RunConfig
+from converter.traffic import Traffic
 
 
 def main() -> int:
     """Answers requests until stdin ends."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a parent that is killed leaves nothing behind
+    if os.getppid() != int(sys.argv[1]):
+        return 1  # it was killed before that
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     prover = Prover(answers)
@@ -63,6 +66,8 @@ class Prover:
         base_path: str,
         dtype: str,
         architecture: str,
+        io_bandwidth_limit: float,
+        drop_behind: bool,
     ) -> dict[str, Any]:
         """Settles the architecture and makes the plan; answers plan, config.json, generation config."""
         import torch
@@ -70,6 +75,7 @@ class Prover:
         from converter import judge, names, plan, qwen3, qwen3_record
 
         self.step = Path(step)
+        self.traffic = Traffic(io_bandwidth_limit, drop_behind=drop_behind)
         self.run = RunConfig.from_json(run)
         self.dtype = dtype
         held = checkpoint.from_json(metadata)
@@ -152,7 +158,7 @@ class Prover:
 
         self.token_ids = token_ids
         held = {name: items for name, items in self.tensors.items() if items[0].dtype in FLOATS}
-        with Shards(self.step) as source:
+        with Shards(self.step, self.traffic) as source:
             self.expected = fidelity.titan_forward(self.config, held, source, token_ids, self.dtype, self._progress)
             return {"bytes_read": source.bytes_read, "drift": self.expected.drift}
 
@@ -163,7 +169,7 @@ class Prover:
         where = Path(staging)
         written = parse_json(read_regular(where / "config.json", limit=CONFIG_LIMIT))
         hf_config = qwen3.hf_config(written, moe=qwen3.is_moe(frozenset(self.tensors)), where=where / "config.json")
-        got = fidelity.hf_forward(hf_config, where, self.token_ids, self._progress)
+        got = fidelity.hf_forward(hf_config, where, self.token_ids, self._progress, self.traffic)
         found = judge.judge(self.expected, got, where)
         return {"figures": vars(found), "tolerance": judge.TOLERANCE}
 

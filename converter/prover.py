@@ -39,7 +39,7 @@ class Prover:
             if key in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
         }
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "converter.prove"], cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-P", "-m", "converter.prove", str(os.getpid())], cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env=keep | _OFFLINE | _QUIET | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
         )  # fmt: skip
         self._said: list[bytes] = []

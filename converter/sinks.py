@@ -19,6 +19,7 @@ from converter.chunks import Bytes
 from converter.exports import HFShard
 from converter.files import fsync_directory
 from converter.manifest import FileEntry
+from converter.traffic import Traffic
 
 Writes = list[tuple[int, int, int]]
 """(position, length, CRC32) of each write to a file."""
@@ -32,8 +33,9 @@ def in_one(payload: bytes) -> Writes:
 class Writer:
     """Writes HF shards into a staging directory; a context manager that holds them open."""
 
-    def __init__(self, staging: Path, files: list[HFShard]):
+    def __init__(self, staging: Path, files: list[HFShard], traffic: Traffic | None = None):
         self._staging, self._files = staging, files
+        self._traffic = traffic or Traffic()
         self.written: dict[str, Writes] = {shard.name: [] for shard in files}
         self._lock = threading.Lock()
         self._fds: dict[str, int] = {}
@@ -58,6 +60,7 @@ class Writer:
         done = 0
         while done < len(view):
             done += os.pwrite(self._fds[name], view[done:], position + done)
+        self._traffic(self._fds[name], position, done)
         crc = crc32(view)
         with self._lock:
             self.written[name].append((position, len(view), crc))
@@ -118,11 +121,14 @@ class Comparer:
         """Nothing is left to do."""
 
 
-def read_back(path: Path, written: Writes, progress: Callable[[int], None] = lambda n: None) -> tuple[int, str]:
+def read_back(
+    path: Path, written: Writes, progress: Callable[[int], None] = lambda n: None, traffic: Traffic | None = None
+) -> tuple[int, str]:
     """(size, sha256) of a file just written, read past the page cache where the system allows it.
 
     Raises ExportMismatch unless the writes tile the file and each block's CRC32 is what was written.
     """
+    traffic = traffic or Traffic()
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size
@@ -140,6 +146,7 @@ def read_back(path: Path, written: Writes, progress: Callable[[int], None] = lam
             check_same(path, there, f"the {length:,} bytes at {position:,} read back are not those written")
             digest.update(view)
             at += length
+            traffic(fd, position, length)
             progress(length)
         check_same(path, at == size, f"the file has {size:,} bytes, {at:,} were written")
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -157,7 +164,11 @@ def check_same(path: Path, same: bool, otherwise: str) -> None:
 
 
 def read_all(
-    staging: Path, written: Mapping[str, Writes], small: Mapping[str, bytes], progress: Callable[[int], None]
+    staging: Path,
+    written: Mapping[str, Writes],
+    small: Mapping[str, bytes],
+    progress: Callable[[int], None],
+    traffic: Traffic | None = None,
 ) -> dict[str, FileEntry]:
     """Reads back every file of the staging directory: HF shards as `written`, the others as their bytes in `small`.
 
@@ -168,5 +179,6 @@ def read_all(
     for name in sorted(found ^ wanted.keys()):
         check_same(staging / name, False, "the file was not written" if name in wanted else "the file is not ours")
     return {
-        name: FileEntry(*read_back(staging / name, wanted[name], progress)) for name in sorted(found & wanted.keys())
+        name: FileEntry(*read_back(staging / name, wanted[name], progress, traffic))
+        for name in sorted(found & wanted.keys())
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 from converter import assets, checkpoint, errors, hf_step, layout, manifest, names, run_config, storage
 from converter.exports import INDEX, SAFETENSORS, target_dtype
 from converter.listing import METADATA, SETTLE_SECONDS, Listing, completeness, kind_of, list_step
+from converter.traffic import KEPT_IN_CACHE, Traffic
 
 MAX_SHARD_SIZE = 50_000_000_000
 """transformers 5's default: 50 GB."""
@@ -39,7 +40,14 @@ class Options:
     forward_check: str = "full"
     if_exists: str = "overwrite"
     metadata_limits: storage.Limits = field(default_factory=storage.Limits)
+    io_bandwidth_limit: int = 0
+    """Bytes a second that are read and written, by both processes together; 0: no limit."""
     sleep: Callable[[float], None] = time.sleep
+
+    def traffic(self, model_bytes: int) -> Traffic:
+        """What one of the processes that move bytes of this model may do to its neighbours."""
+        processes = 2 if self.forward_check == "full" else 1
+        return Traffic(self.io_bandwidth_limit / processes, drop_behind=model_bytes > KEPT_IN_CACHE)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from converter.checkpoint import Chunk, TensorItems
 from converter.chunks import Shards, boxes
 from converter.exports import SAFETENSORS
+from converter.traffic import Traffic
 
 BLOCK = 8 << 20
 """Bytes of float32 rows that a linear layer holds at a time."""
@@ -93,7 +94,8 @@ class StackedSource:
 class HFSource:
     """Rows of a tensor as the HF shard just written holds them."""
 
-    def __init__(self, fd: int, position: int, shape: tuple[int, ...], dtype: str):
+    def __init__(self, fd: int, position: int, shape: tuple[int, ...], dtype: str, traffic: Traffic):
+        self._traffic = traffic
         self._fd, self._position, self._dtype = fd, position, dtype
         self.rows, self.columns = shape[0], shape[1] if len(shape) > 1 else 1
         self._item = SAFETENSORS[dtype][1]
@@ -103,6 +105,7 @@ class HFSource:
         at = self._position + first * self.columns * self._item
         if os.preadv(self._fd, [raw.data], at) != raw.size:
             raise OSError("a HF shard is shorter than its header says")
+        self._traffic(self._fd, at, raw.size)
         return _to_tensor(raw, self._dtype).float().view(-1, self.columns)
 
 

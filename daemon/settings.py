@@ -176,6 +176,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="Which step of a run comes first; `newest` outruns TorchTitan's purge.", extra=_ROOT),
     ] = "oldest"
     nice: Annotated[int, Meta(ge=0, le=19, description="CPU priority of conversions (19 is lowest).", extra=_ROOT)] = 10
+    io_bandwidth_limit: Annotated[
+        int,
+        Meta(ge=0, description="Bytes a second that a conversion reads and writes; 0 is no limit.", extra=_ROOT_SIZE),
+    ] = 0
     memory_limit: Annotated[
         int,
         Meta(

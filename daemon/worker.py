@@ -49,6 +49,8 @@ def command(request: Request, settings: Settings) -> list[str]:
     ]  # fmt: skip
     if settings.threads != "auto":
         flags += ["--threads", str(settings.threads)]
+    if settings.io_bandwidth_limit:
+        flags += ["--io-bandwidth-limit", str(settings.io_bandwidth_limit)]
     for flag, asked in (
         ("--force", settings.overwrite_foreign),
         ("--allow-routing-drift", settings.allow_routing_drift),
