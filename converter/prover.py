@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from converter import errors
 
@@ -31,6 +31,8 @@ _QUIET = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES"
 class Prover:
     """The process that has torch; a context manager. Requests are answered in order."""
 
+    command: ClassVar = [sys.executable, "-P", "-m", "converter.prove"]
+
     def __init__(self, progress: Callable[[int, int], None] = lambda done, total: None):
         self._progress = progress
         keep = {
@@ -39,7 +41,7 @@ class Prover:
             if key in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
         }
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "converter.prove", str(os.getpid())], cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [*self.command, str(os.getpid())], cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env=keep | _OFFLINE | _QUIET | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
         )  # fmt: skip
         self._said: list[bytes] = []

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torchtitan.models.qwen3 as titan
+from torch.overrides import TorchFunctionMode
 from torchtitan.models.common.attention import QKVLinear, ScaledDotProductAttention
 from torchtitan.models.common.linear import Linear
 from torchtitan.models.common.token_dispatcher import LocalTokenDispatcher
@@ -41,6 +42,8 @@ _REPLACED = (
     "quantization_config", "auto_map",
 )  # fmt: skip
 """Keys of a base config that say what others say too, or what a run of TorchTitan's never is."""
+_MOST_LAYERS = 1000
+"""Ten times as many as the largest Qwen3 has."""
 _NEWER = ("rope_parameters", "num_local_experts", "dtype")
 """Keys that transformers before 5 does not read."""
 
@@ -171,7 +174,7 @@ def titan_model(config: Any, positions: int) -> torch.nn.Module:
             layer.moe.routed_experts.token_dispatcher = LocalTokenDispatcher.Config(
                 num_experts=layer.moe.num_experts, top_k=layer.moe.router.top_k
             )
-    with torch.device("meta"):
+    with torch.device("meta"), _NoValues():
         return config.build().eval()
 
 
@@ -186,6 +189,13 @@ def hf_config(base: dict[str, Any], *, moe: bool, where: Path) -> PretrainedConf
     if base.get("model_type") != wanted:
         raise errors.AssetsInvalid(
             f"the base assets' config is no {wanted}'s", path=where, hint="name the right folder with --hf-assets"
+        )
+    layers = base.get("num_hidden_layers", 1)
+    if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:  # transformers 5 lists a type for each at once
+        raise errors.AssetsInvalid(
+            "the base assets' config has no believable number of layers",
+            path=where,
+            hint="name the right folder with --hf-assets",
         )
     try:
         return (Qwen3MoeConfig if moe else Qwen3Config).from_dict(dict(base))
@@ -206,9 +216,18 @@ def with_architecture(base: dict[str, Any], wanted: Mapping[str, Any]) -> dict[s
     return said | plain | {"rope_parameters": {"rope_theta": wanted["rope_theta"], "rope_type": wanted["rope_type"]}}
 
 
+class _NoValues(TorchFunctionMode):
+    """Within it nothing is initialised, and counted on the CPU: to do either on meta, torch 2.13 imports sympy."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **{**(kwargs or {}), **({"device": "cpu"} if func is torch.arange else {})})
+
+
 def hf_model(config: PretrainedConfig) -> PreTrainedModel:
     """HF's model of `config` on the meta device."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoValues():
         return (Qwen3MoeForCausalLM if isinstance(config, Qwen3MoeConfig) else Qwen3ForCausalLM)(config).eval()
 
 

@@ -11,7 +11,7 @@ from converter.errors import Retry
 from daemon import schedule, verdict, worker
 from daemon.ledger import Ledger
 from daemon.logs import Logger
-from daemon.messages import Step
+from daemon.messages import Gone, Step
 from daemon.news import AttemptEvents, News, fields_of
 from daemon.records import AttemptKey, Outcome, Row, State
 from daemon.room import LOOK_AGAIN, Room
@@ -82,7 +82,7 @@ class Conversions:
         for job in schedule.next_jobs(
             jobs, slots=len(jobs), now=now, newest_first=newest, last_started=self._last_started
         ):
-            if len(self._running) >= settings.workers:
+            if self._busy() >= settings.workers:
                 return
             if self._has_room(job, now):
                 self._start(job, now)
@@ -117,6 +117,11 @@ class Conversions:
         return Job(facts.path, tracked.root, facts.run, facts.step, judged.not_before, size)
 
     # Room
+    def _busy(self) -> int:
+        """Workers in use; one that waits for a root that is away, until `deadline`, holds no other root up."""
+        away = {root for root, watcher in self._watchers.items() if watcher.is_reachable is False}
+        return sum(started.job.root not in away for started, _ in self._running.values())
+
     def _has_room(self, job: Job, now: float) -> bool:
         watcher = self._watchers[job.root]
         if watcher.free_bytes is None:
@@ -170,6 +175,9 @@ class Conversions:
             if outcome.killed and job.root in self._watchers:
                 await self._watchers[job.root].sweep(started.request.folder, timeout=1.5)
             latest = self._tracker.waiting[job.path].facts
+            is_gone = job.path in self._tracker.gone
+            if is_gone and outcome.result == "failed":  # whatever it met: it was purged meanwhile
+                outcome = Outcome(result="failed", error="StepVanished", message="it was purged", retry=Retry.VANISHED)
             match outcome.result:
                 case "succeeded" | "skipped":
                     self._succeeded(started, outcome, latest)
@@ -179,7 +187,9 @@ class Conversions:
                     self._tracker.keep(job.path, Tracked(job.root, latest, Verdict(state)))
                 case _:
                     self._failed(started, outcome, latest)
-            if latest.answer.save_id != started.facts.answer.save_id:
+            if is_gone:
+                self._tracker.on_gone(job.root, Gone(path=job.path))
+            elif latest.answer.save_id != started.facts.answer.save_id:
                 self._tracker.on_step(job.root, latest)
         finally:
             del self._running[job.path]

@@ -13,7 +13,7 @@ from daemon.logs import Logger
 from daemon.messages import Alive, Begin, Config, FromScanner, Known, Look, Scanned, Scanning, Sweep, Swept, Unreachable
 from daemon.settings import Settings
 
-RESTART_FIRST, RESTART_MOST = 1.0, 60.0
+RESTART_FIRST, RESTART_MOST = 1.0, 15.0
 """Seconds between the death of a scanner and the next one: doubling."""
 
 
@@ -52,7 +52,7 @@ class RootWatcher:
             started = time.monotonic()
             problem = await self._run_one()
             self._unreachable(problem)
-            pause = RESTART_FIRST if time.monotonic() - started > 10 * RESTART_MOST else min(pause * 2, RESTART_MOST)
+            pause = RESTART_FIRST if time.monotonic() - started > 600.0 else min(pause * 2, RESTART_MOST)
             await asyncio.sleep(pause)
 
     def look(self, path: str) -> None:

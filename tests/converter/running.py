@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from converter import errors, layout, prove
+from converter import errors, layout, proving
 from converter.convert import convert_step
 from converter.source import Options
 
@@ -25,7 +25,7 @@ class InProcessProver:
     def __init__(self, progress: Callable[[int, int], None] = lambda done, total: None):
         self._progress = progress
         self._said = io.StringIO()
-        self._prover = prove.Prover(self._said)
+        self._prover = proving.Prover(self._said, whole=True)
         self._turn = threading.Lock()
         self._over = False
         self.tools: dict[str, str] = self._prover.warm_up()["tools"]

@@ -325,10 +325,10 @@ def test_what_was_accepted_or_asked_for_is_taken_from_the_manifest(
 
 
 def test_another_version_is_said_not_hidden(fresh: Verified, monkeypatch: pytest.MonkeyPatch) -> None:
-    from converter import prove
+    from converter import proving
 
-    tools = prove.tools() | {"torch": "9.9"}
-    monkeypatch.setattr(prove, "tools", lambda: tools)
+    tools = proving.tools() | {"torch": "9.9"}
+    monkeypatch.setattr(proving, "tools", lambda: tools)
     assert "torch" in fresh().not_verified[0]
 
 

@@ -20,7 +20,7 @@ from converter import (
     names,
     placement,
     plan,
-    prove,
+    proving,
     qwen3,
     qwen3_record,
     sinks,
@@ -53,10 +53,10 @@ def _functions(module: Any, *functions: str) -> tuple[tuple[Any, str, Pass], ...
     return tuple((module, function, nothing) for function in functions)
 
 
-_TOKENIZER = prove.Prover.tokenizer
+_TOKENIZER = proving.Prover.tokenizer
 
 
-def _any_tokenizer(self: prove.Prover, directory: str, where: str) -> dict[str, Any]:
+def _any_tokenizer(self: proving.Prover, directory: str, where: str) -> dict[str, Any]:
     """What the tokenizer says of itself, or a made-up answer where it does not load."""
     try:
         return _TOKENIZER(self, directory, where)
@@ -71,7 +71,9 @@ CHECKS = {
     ),
     "storage_metadata": Check(
         "every chunk is one item, no two items share bytes, none went through a transform",
-        _functions(placement, "check_files", "check_transforms", "check_once", "check_disjoint", "check_chunks"),
+        _functions(
+            placement, "check_files", "check_transforms", "check_once", "check_disjoint", "check_chunks", "check_sizes"
+        ),
     ),
     "items": Check(
         "an item is a plain zip that says twice what it says, and holds the chunk that storage metadata speaks of",
@@ -94,7 +96,7 @@ CHECKS = {
     ),
     "architecture": Check(
         "run record, tensor shapes and base assets describe one model",
-        (*_functions(qwen3_record, "check_record"), (prove, "check_architecture", lambda *_: [])),
+        (*_functions(qwen3_record, "check_record"), (proving, "check_architecture", lambda *_: [])),
     ),
     "plan": Check(
         "TorchTitan's own adapter exports every element once, and just what transformers saves",
@@ -107,7 +109,7 @@ CHECKS = {
         "embedding rows, recorded figures and tokenizer fit together",
         (*_functions(assets, "check_vocabulary"), *_functions(qwen3_record, "check_rows")),
     ),
-    "tokenizer": Check("the tokenizer loads", ((prove.Prover, "tokenizer", _any_tokenizer),)),
+    "tokenizer": Check("the tokenizer loads", ((proving.Prover, "tokenizer", _any_tokenizer),)),
     "finite": Check("no NaN, no infinity", _functions(export, "check_finite")),
     "cast_range": Check("finite values stay finite in the export's dtype", _functions(export, "check_range")),
     "tied_weights": Check("embedding and head are equal where the model ties them", _functions(export, "check_tied")),

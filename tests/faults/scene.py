@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from converter import checkpoint, errors, layout, prove, storage
+from converter import checkpoint, errors, layout, proving, storage
 from converter.assets import Search
 from converter.convert import convert_step
 from converter.listing import METADATA, list_step
@@ -38,7 +38,7 @@ def in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)
         patch.setattr(storage, "read", read_here)
-        patch.setattr(prove, "tools", functools.cache(prove.tools))
+        patch.setattr(proving, "tools", functools.cache(proving.tools))
         yield
 
 

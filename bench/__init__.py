@@ -1,0 +1,1 @@
+"""The benchmark: our conversion against TorchTitan's own and against the floor, and what watching costs."""

@@ -1,0 +1,208 @@
+"""Owns the proof of one conversion: the real adapter's plan, and both models' forward passes over the same weights.
+
+Lives in the proving process (`prove`), which imports torch, torchtitan and transformers when it is first asked, while
+its parent moves bytes without them.
+"""
+
+import gc
+import json
+from pathlib import Path
+from typing import IO, Any
+
+from converter import checkpoint, errors
+from converter.exports import FLOATS
+from converter.files import CONFIG_LIMIT, parse_json, read_regular
+from converter.run_config import RunConfig
+from converter.traffic import Traffic
+from converter.trim import LeftOut, leave_out
+
+
+class Prover:
+    """One step's conversion, seen from the side of torch: `start`, then `tokenizer` and `compare`."""
+
+    def __init__(self, answers: IO[str], *, whole: bool = False):
+        self._answers, self._whole = answers, whole
+        self.silent = False
+        """No progress is told: it was before."""
+
+    def warm_up(self) -> dict[str, Any]:
+        """Imports what the rest needs: asked for at once, while the parent still reads metadata.
+
+        Raises LeftOut where it needs something that was not imported; so may every other request.
+        """
+        gc.disable()  # 16,000 objects' worth of modules: collecting while they load costs a sixth of the time
+        import torch
+
+        torch.set_num_threads(1)
+        try:
+            if not self._whole:
+                leave_out()
+            import converter.fidelity
+            import converter.plan  # noqa: F401
+        except Exception as error:
+            if self._whole:
+                raise
+            raise LeftOut(f"{type(error).__name__}: {error}") from error
+        gc.freeze()
+        gc.enable()
+        return {"tools": tools()}
+
+    def start(
+        self,
+        step: str,
+        metadata: dict[str, Any],
+        run: dict[str, Any],
+        base: dict[str, Any],
+        base_path: str,
+        dtype: str,
+        architecture: str,
+        io_bandwidth_limit: float,
+        drop_behind: bool,
+    ) -> dict[str, Any]:
+        """Settles the architecture and makes the plan; answers plan, config.json, generation config."""
+        import torch
+
+        from converter import judge, names, plan, qwen3, qwen3_record
+
+        self.step = Path(step)
+        self.traffic = Traffic(io_bandwidth_limit, drop_behind=drop_behind)
+        self.run = RunConfig.from_json(run)
+        self.dtype = dtype
+        held = checkpoint.from_json(metadata)
+        if held.form == "hf":
+            shapes, made_of = qwen3.shapes_of_hf({name: items.shape for name, items in held.tensors.items()})
+        else:
+            made_of = {name: [fqn] for name, fqn in names.installed_names(held.tensors, self.step).items()}
+            shapes = {name: held.tensors[fqns[0]].shape for name, fqns in made_of.items()}
+        self.tensors = {name: [held.tensors[fqn] for fqn in fqns] for name, fqns in made_of.items()}
+        if not qwen3.belongs(shapes):
+            some = ", ".join(sorted(held.tensors)[:3])
+            raise errors.UnsupportedModel(
+                f"the tensors are no Qwen3's ({some}, …)",
+                path=self.step,
+                hint="only TorchTitan's Qwen3 models are converted so far",
+            )
+        moe = qwen3.is_moe(shapes)
+        where = Path(base_path)
+        base_config = qwen3.hf_config(base, moe=moe, where=where)
+        ours = qwen3.architecture_of_base(base_config)
+        self.config, borrowed = qwen3_record.recorded_config(self.step, self.run, shapes, ours)
+        self.wanted = wanted = qwen3.architecture_of(self.config)
+        differs = check_architecture(ours, wanted, architecture, where)
+        said = qwen3.with_architecture(base, wanted) if differs else dict(base)
+        rows = shapes[qwen3.EMBEDDING][0]
+        self.besides = {"vocab_size": rows, "max_position_embeddings": self.run.seq_len}
+        said |= self.besides | {"dtype": dtype}
+        said.pop("torch_dtype", None)
+        self.hf_config = qwen3.hf_config(said, moe=moe, where=where)
+        model = qwen3.hf_model(self.hf_config)
+        made = plan.make_plan(self.step, made_of, shapes, qwen3.adapter(self.config), model)
+        self.plan = made if held.form == "dcp" else plan.of_hf_step(self.step, made, held.tensors.keys())
+        self.hf_config.architectures = [type(model).__name__]
+        self.hf_config.dtype = getattr(torch, dtype)
+        text = json.loads(self.hf_config.to_json_string(use_diff=True))
+        return {
+            "plan": self.plan.to_json(),
+            "config": text | qwen3.older_keys(text, self.hf_config),
+            "generation_config": json.loads(model.generation_config.to_json_string()),
+            "borrowed": borrowed,
+            "reshaped": differs,
+            "rows": rows,
+            "tolerance": judge.TOLERANCE,
+        }
+
+    def config_written(self, directory: str) -> dict[str, Any]:
+        """Reads config.json in `directory` as transformers 5 and as those before read it."""
+        from converter import qwen3
+
+        where = Path(directory) / "config.json"
+        written = parse_json(read_regular(where, limit=CONFIG_LIMIT))
+        qwen3.check_written(written, self.wanted, self.besides, self.dtype, where=where)
+        return {}
+
+    def tokenizer(self, directory: str, where: str) -> dict[str, Any]:
+        """Loads the tokenizer in `directory`, copied from `where`; answers its length, added tokens and special ids."""
+        from transformers import AutoTokenizer
+
+        try:
+            loaded = AutoTokenizer.from_pretrained(Path(directory), local_files_only=True, trust_remote_code=False)
+            ids = {-1, *loaded.get_vocab().values(), *_ids_in_file(Path(directory) / "tokenizer.json")}
+        except Exception as error:  # a tokenizer's files can make it raise anything; nothing of them is quoted
+            if not self._whole:
+                raise LeftOut(f"the tokenizer ({type(error).__name__})") from None
+            raise errors.AssetsInvalid(
+                f"the tokenizer does not load ({type(error).__name__})",
+                path=where,
+                hint="name the right folder with --tokenizer",
+            ) from None
+        added = sorted(loaded.get_added_vocab().values())
+        return {
+            "length": len(loaded),
+            "added": added,
+            "highest": max(ids),
+            "special": {name: getattr(loaded, f"{name}_token_id") for name in ("bos", "eos", "pad")},
+        }
+
+    def trained(self, token_ids: list[int]) -> dict[str, Any]:
+        """TorchTitan's forward pass over the checkpoint: asked for while the export runs."""
+        from converter import fidelity
+        from converter.chunks import Shards
+
+        self.token_ids = token_ids
+        held = {name: items for name, items in self.tensors.items() if items[0].dtype in FLOATS}
+        with Shards(self.step, self.traffic) as source:
+            self.expected = fidelity.titan_forward(self.config, held, source, token_ids, self.dtype, self._progress)
+            return {"bytes_read": source.bytes_read, "drift": self.expected.drift}
+
+    def compare(self, staging: str) -> dict[str, Any]:
+        """HF's forward pass over the HF shards in `staging`, with config and index as they stand there; and the verdict."""
+        from converter import fidelity, judge, qwen3
+
+        where = Path(staging)
+        written = parse_json(read_regular(where / "config.json", limit=CONFIG_LIMIT))
+        hf_config = qwen3.hf_config(written, moe=qwen3.is_moe(frozenset(self.tensors)), where=where / "config.json")
+        got = fidelity.hf_forward(hf_config, where, self.token_ids, self._progress, self.traffic)
+        found = judge.judge(self.expected, got, where)
+        return {"figures": vars(found), "tolerance": judge.TOLERANCE}
+
+    def _progress(self, done: int, total: int) -> None:
+        if self.silent:
+            return
+        self._answers.write(json.dumps({"progress": [done, total]}) + "\n")
+
+
+def check_architecture(base: dict[str, Any], run: dict[str, Any], architecture: str, where: Path) -> list[str]:
+    """Where base assets and run are not the same model, if that is allowed ("run"). Raises ArchitectureMismatch."""
+    from converter import qwen3
+
+    differs = qwen3.differences(base, run)
+    if differs and architecture != "run":
+        raise errors.ArchitectureMismatch(
+            f"base assets and run are not the same model ({'; '.join(differs)})",
+            path=where,
+            hint="name the right --hf-assets, or take the run's values with --architecture run",
+        )
+    return differs
+
+
+def _ids_in_file(file: Path) -> set[int]:
+    """Ids that `tokenizer.json` gives out: transformers 5 takes added tokens from `tokenizer_config.json` alone, 4.x those
+    of `tokenizer.json` as well."""
+    if not file.exists():
+        return set()
+    said = json.loads(file.read_bytes())
+    vocab = said["model"]["vocab"]
+    return {
+        *(vocab.values() if isinstance(vocab, dict) else range(len(vocab))),
+        *(t["id"] for t in said["added_tokens"]),
+    }
+
+
+def tools() -> dict[str, str]:
+    """Versions of what an export depends on."""
+    from importlib.metadata import version
+
+    return {
+        name: version(name)
+        for name in ("dcp2hf", "torch", "torchtitan", "transformers", "safetensors", "tokenizers", "numpy")
+    }

@@ -1,0 +1,101 @@
+"""What the proving process does not import changes nothing it says, and is imported after all where it is missed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from converter import prover
+from converter.convert import convert_step
+from converter.source import Options
+from tests.build.cases import BY_NAME, Case
+
+DENSE, MOE = BY_NAME["one_rank"], BY_NAME["moe-0.3-2x2-bfloat16"]
+CopyStep = Callable[..., Path]
+AGAIN = "everything is imported after all"
+
+
+def proving_by(code: str) -> type[prover.Prover]:
+    """A prover whose process runs `code` first; what it writes to stderr can be asked for."""
+
+    class Changed(prover.Prover):
+        command: ClassVar = [
+            sys.executable,
+            "-P",
+            "-c",
+            f"{code}\nimport sys\nfrom converter import prove\nsys.exit(prove.main())",
+        ]
+        said = ""
+
+        def __exit__(self, *why: Any) -> None:
+            super().__exit__(*why)
+            type(self).said = self.stderr
+
+    return Changed
+
+
+WHOLE = proving_by("from converter import proving\nproving.leave_out = lambda: None")
+TELLS_MODULES = (
+    "import sys\nfrom converter import proving, trim\ncompare = proving.Prover.compare\n"
+    "def told(self, staging):\n    try:\n        return compare(self, staging)\n"
+    "    finally:\n        real = (name for name, module in sys.modules.items() if not isinstance(module, trim._StandIn))\n"
+    "        print('imported:', *sorted(real), file=sys.stderr, flush=True)\n"
+    "proving.Prover.compare = told"
+)
+
+
+def convert(step: Path, output: Path, by: Callable[..., prover.Prover]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The files that are published, and the measured figures."""
+    events: list[tuple[str, dict[str, Any]]] = []
+    output.mkdir()
+    convert_step(step, Options(output=output), lambda event, fields: events.append((event, fields)), prover=by)
+    published = Path(events[-1][1]["output"])
+    return {path.name: path.read_bytes() for path in published.iterdir()}, events[-1][1]["figures"]
+
+
+@pytest.mark.parametrize("case", [DENSE, MOE], ids=["dense", "moe"])
+def test_files_and_figures_are_those_of_whole_imports_and_nothing_left_out_was_missed(
+    case: Case, copy_step: CopyStep, tmp_path: Path
+) -> None:
+    step = copy_step(case)
+    trimmed = proving_by(TELLS_MODULES)
+
+    ours = convert(step, tmp_path / "trimmed", trimmed)
+
+    assert ours == convert(step, tmp_path / "whole", WHOLE)
+    assert AGAIN not in trimmed.said
+    imported = set(trimmed.said.partition("imported:")[2].split())
+    assert {"torch", "torchtitan.models.qwen3", "transformers"} <= imported
+    assert not {"torch._dynamo", "torch._inductor", "sympy"} & imported
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from converter import trim\ntrim.NAMES += ('torchtitan.models.qwen3.model',)",
+        "from converter import trim\ntrim.NAMES += ('transformers.core_model_loading',)",
+        "from converter import proving, trim\ndef fails(*_, **__): raise trim.LeftOut('this')\n"
+        "proving.Prover.compare = fails",
+        "from converter import proving\ndef fails(): raise ValueError('of another version')\nproving.leave_out = fails",
+    ],
+    ids=["at import", "by transformers", "at the last request", "as another version may"],
+)
+def test_what_is_missed_is_imported_after_all_and_the_result_is_the_same(
+    code: str, copy_step: CopyStep, tmp_path: Path
+) -> None:
+    step = copy_step(DENSE)
+    missing = proving_by(code)
+
+    assert convert(step, tmp_path / "out", missing) == convert(step, tmp_path / "whole", WHOLE)
+    assert missing.said.count(AGAIN) == 1
+
+
+def test_a_tokenizer_that_does_not_load_is_refused_only_once_everything_was_imported() -> None:
+    missing = proving_by("")
+    with missing() as asked, pytest.raises(prover.errors.AssetsInvalid, match="the tokenizer does not load"):
+        asked.ask("tokenizer", directory="/nonexistent", where="/nonexistent")
+    assert missing.said.count(AGAIN) == 1
