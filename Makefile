@@ -5,7 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 DEMO ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-slow lint venv clean
+.PHONY: run test test-slow faults soak fuzz lint venv clean
 
 venv: $(VENV)/.installed
 
@@ -27,6 +27,20 @@ test: venv
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
+
+# A soak: training and accidents against real daemons (docs/soak.md). SEED=N plays again what that seed plays.
+STEPS ?= 200
+soak: venv
+	$(BIN)/python -m tests.soak --steps $(STEPS) $(if $(SEED),--seed $(SEED))
+
+# Every call fails once and kill -9 at every point, in every place; faults in content too. Writes docs/survival.md.
+faults: venv
+	ALL_POINTS=1 WRITE_DOCS=1 $(BIN)/python -m pytest tests/calls tests/faults
+
+# Thousands of mutated checkpoints, the same ones each time (make test tries 300 others). Writes docs/fuzzing.md.
+TRIALS ?= 5000
+fuzz: venv
+	FUZZ_TRIALS=$(TRIALS) WRITE_DOCS=1 $(BIN)/python -m pytest tests/fuzz
 
 lint: venv
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ def convert_step(step: Path, options: Options, report: Report, prover: Callable[
     try:
         _convert(step, options, report, prover)
     except OSError as error:
-        if not step.exists():
+        if _is_gone(step):
             raise errors.StepVanished("the step is gone", path=step, hint="the trainer purged it") from None
         raise errors.from_oserror(error, error.filename or options.output or step.parent) from error
 
@@ -120,7 +120,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 lock.check()
                 publish.publish(staging, published, number, lock.owner.token)
         except BaseException:
-            publish.remove_tree(staging)
+            publish.discard(staging)  # what stopped the conversion is told, not what stops the cleaning
             raise
         finally:
             drop_from_cache(step / file.name for file in source.listing.files)
@@ -135,6 +135,17 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         "parameters": made.parameters, "checks": [vars(check) for check in made.checks], "warnings": warnings,
         "figures": compared.get("figures", {}) | figures,
     })  # fmt: skip
+
+
+def _is_gone(step: Path) -> bool:
+    """Whether the file system answers, and has no such step."""
+    try:
+        os.stat(step)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _check_space(folder: Path, wanted: int) -> None:

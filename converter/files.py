@@ -8,29 +8,45 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 CONFIG_LIMIT = 16 << 20
 """Bytes of a run config or a HF config; the largest seen (0.3.0, 94 layers) has 700 kB."""
+REFUSED = frozenset({errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO})
+"""What `read_regular` says of something that is no file or too large: trying again gives the same."""
 
 
-def read_regular(path: Path, *, limit: int, follow: bool = False) -> bytes:
+def open_regular(path: Path, *, follow: bool = False) -> tuple[int, os.stat_result]:
+    """(descriptor, what it is) of a regular file; never waits for a pipe. Raises OSError as `read_regular`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    facts = os.fstat(fd)
+    if stat.S_ISREG(facts.st_mode):
+        return fd, facts
+    os.close(fd)
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_regular(
+    path: Path, *, limit: int, follow: bool = False, refuse: Callable[[Path, os.stat_result], str | None] | None = None
+) -> bytes:
     """The bytes of a regular file of at most `limit` bytes.
 
-    `follow` allows the last part of the path to be a link (assets in hub caches are). Raises OSError; ELOOP for a
-    link that is not followed, EFBIG past the limit, EINVAL for what is no regular file.
+    `follow` allows the last part of the path to be a link (assets in hub caches are). `refuse` says of the file that was
+    opened, by its real path, why it must not be read. Raises OSError; ELOOP for a link that is not followed, EFBIG past
+    the limit, EINVAL (ENXIO for a socket) for what is no regular file, EPERM for what is refused.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
-    fd = os.open(path, flags)
+    fd, facts = open_regular(path, follow=follow)
     try:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if refuse and (why := refuse(Path(os.readlink(f"/proc/self/fd/{fd}")), facts)):
+            raise OSError(errno.EPERM, why, str(path))
         if facts.st_size > limit:
             raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
         with os.fdopen(os.dup(fd), "rb") as file:
-            payload = file.read(limit + 1)
+            payload = file.read(facts.st_size + 1)  # not limit + 1: a buffer as large as is asked for is made
+            if len(payload) > facts.st_size:
+                payload += file.read(limit + 1 - len(payload))
     finally:
         os.close(fd)
     if len(payload) > limit:
@@ -44,6 +60,14 @@ def parse_json(payload: bytes) -> Any:
         return json.loads(payload)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def read_into(fd: int, buffer: memoryview, position: int) -> int:
+    """Reads into `buffer` from `position` of a file; the bytes read, fewer only where it ends: one read may stop early."""
+    view, done = buffer.cast("B"), 0
+    while done < len(view) and (got := os.preadv(fd, [view[done:]], position + done)):
+        done += got
+    return done
 
 
 def fsync_directory(path: Path) -> None:

@@ -7,6 +7,7 @@ compared. A loser's takeover cannot hurt a live owner for long: every owner look
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from converter import errors, layout
-from converter.files import parse_json, read_regular
+from converter.files import REFUSED, parse_json, read_regular
 
 HEARTBEAT = 10.0
 STALE = 90.0
@@ -53,11 +54,20 @@ def this_host() -> str:
 
 
 def read(path: Path) -> Owner | None:
-    """The owner a lock names, or None while it is being written (or is none of ours). Raises FileNotFoundError."""
+    """The owner a lock names, or None while it is being written, or is none of ours (a pipe, a link …).
+
+    Raises FileNotFoundError, OSError.
+    """
     try:
-        return Owner(**parse_json(read_regular(path, limit=4096)))
+        owner = Owner(**parse_json(read_regular(path, limit=4096)))
     except (ValueError, TypeError):
         return None
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        return None
+    right = (type(owner.token), type(owner.host), type(owner.pid), type(owner.started)) == (str, str, int, int)
+    return owner if right else None
 
 
 def is_dead(owner: Owner) -> bool:
@@ -90,7 +100,7 @@ class Lock:
         since = told = time.monotonic()
         while not self._create():
             try:
-                now = (read(self.path), os.stat(self.path).st_mtime_ns)
+                now = (read(self.path), os.lstat(self.path).st_mtime_ns)
             except FileNotFoundError:
                 continue
             if now != seen:
@@ -110,9 +120,11 @@ class Lock:
     ) -> None:
         self._stop.set()
         self._beat.join(timeout=HEARTBEAT)
-        with contextlib.suppress(OSError):
-            if self._is_ours():
-                os.unlink(self.path)
+        for _ in range(2):  # what failed once may not fail again, and a lock that stays is waited for
+            with contextlib.suppress(OSError):
+                if self._is_ours():
+                    os.unlink(self.path)
+                break
 
     def check(self) -> None:
         """Raises LockLost unless the lock is still ours: called right before publishing."""
@@ -136,13 +148,17 @@ class Lock:
                 return read(self.path) == self.owner
             return False
         try:
-            os.write(fd, json.dumps(asdict(self.owner)).encode())
-            os.fsync(fd)
-        except OSError:
-            os.unlink(self.path)  # full: a lock that names nobody would be waited for
+            try:
+                said = memoryview(json.dumps(asdict(self.owner)).encode())
+                while said:
+                    said = said[os.write(fd, said) :]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)  # a lock that names nobody would be waited for
             raise
-        finally:
-            os.close(fd)
         return True
 
     def _take_over(self, stale: Owner | None) -> bool:
@@ -151,11 +167,16 @@ class Lock:
         with contextlib.suppress(FileNotFoundError), _alone_with(self.path) as alone:
             if not alone or read(self.path) != stale:
                 return False
-            os.rename(self.path, aside)
+            try:
+                os.rename(self.path, aside)
+            except OSError:
+                if not os.path.lexists(aside):  # else its reply was lost: nobody else has this name
+                    raise
             if read(aside) != stale:
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self.path)
-            os.unlink(aside)
+            with contextlib.suppress(OSError):  # then `sweep` removes it
+                os.unlink(aside)
         return True
 
     def _heartbeat(self) -> None:
@@ -170,12 +191,19 @@ def _alone_with(path: Path) -> Iterator[bool]:
     """Whether no other takeover is at the lock file of this name, nor has been since it was opened.
 
     By flock on the file itself. Where the file system has none (NFS mounted nolock), always: then a second takeover may
-    catch the first one's new lock, and puts it back.
+    catch the first one's new lock, and puts it back. So too where a stranger left something that is no file.
     """
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except PermissionError:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fd = os.open(path, os.O_RDWR | flags)
+        except PermissionError:
+            fd = os.open(path, os.O_RDONLY | flags)
+    except OSError as error:
+        if error.errno not in (*REFUSED, errno.EISDIR):
+            raise
+        yield True
+        return
     try:
         with contextlib.suppress(OSError):
             try:
@@ -188,10 +216,14 @@ def _alone_with(path: Path) -> Iterator[bool]:
         os.close(fd)
 
 
-def sweep(folder: Path, *, is_stale: Callable[[Owner], bool] = is_dead) -> list[str]:
+def sweep(
+    folder: Path,
+    *,
+    is_stale: Callable[[Path, Owner | None], bool] = lambda _, owner: owner is not None and is_dead(owner),
+) -> list[str]:
     """Clears `folder` of what dead owners left: staging directories, set-aside ones (recovered), locks; returns their names.
 
-    Holds the lock of each step while it does. What a live owner has is left alone.
+    Holds the lock of each step while it does. What a live owner has (its lock is not stale) is left alone.
     """
     from converter.publish import clear
 
@@ -201,16 +233,18 @@ def sweep(folder: Path, *, is_stale: Callable[[Owner], bool] = is_dead) -> list[
             left.setdefault(parsed[0], []).append(name)
     cleared = []
     for step, names in left.items():
+        held = Lock(folder, step)
         with contextlib.suppress(FileNotFoundError):
-            owner = read(folder / layout.lock_name(step))
-            if owner is None or not is_stale(owner):
+            owner = read(held.path)
+            if not is_stale(held.path, owner) or not held._take_over(owner):
                 continue
-        with Lock(folder, step):
+        with held:
             clear(folder, step)
             for name in names:  # of a takeover that died half way
                 with contextlib.suppress(FileNotFoundError):
                     aside = name.startswith(layout.lock_name(step) + ".")
-                    if aside and ((owner := read(folder / name)) is None or is_stale(owner)):
-                        os.unlink(folder / name)
+                    if aside and ((owner := read(folder / name)) is None or is_stale(folder / name, owner)):
+                        with contextlib.suppress(IsADirectoryError, PermissionError):  # a stranger's
+                            os.unlink(folder / name)
         cleared += names
     return cleared

@@ -57,6 +57,8 @@ def _answer(prover: Prover, line: str) -> str:
         answer = getattr(prover, request.pop("do"))(**request)
     except errors.ConversionError as error:
         answer = {"failed": error.as_event()}
+    except OSError as error:
+        answer = {"failed": errors.from_oserror(error).as_event()}
     return json.dumps(answer) + "\n"
 
 

@@ -6,12 +6,15 @@ its parent moves bytes without them.
 
 import gc
 import json
+import os
 from pathlib import Path
 from typing import IO, Any
 
 from converter import checkpoint, errors
+from converter.assets import LIMIT
 from converter.exports import FLOATS
 from converter.files import CONFIG_LIMIT, parse_json, read_regular
+from converter.manifest import ASSET_NAMES
 from converter.run_config import RunConfig
 from converter.traffic import Traffic
 from converter.trim import LeftOut, leave_out
@@ -122,14 +125,13 @@ class Prover:
 
     def tokenizer(self, directory: str, where: str) -> dict[str, Any]:
         """Loads the tokenizer in `directory`, copied from `where`; answers its length, added tokens and special ids."""
-        from transformers import AutoTokenizer
-
         try:
-            loaded = AutoTokenizer.from_pretrained(Path(directory), local_files_only=True, trust_remote_code=False)
-            ids = {-1, *loaded.get_vocab().values(), *_ids_in_file(Path(directory) / "tokenizer.json")}
+            loaded, ids = _load_tokenizer(Path(directory))
         except Exception as error:  # a tokenizer's files can make it raise anything; nothing of them is quoted
             if not self._whole:
                 raise LeftOut(f"the tokenizer ({type(error).__name__})") from None
+            if isinstance(error, OSError) and error.errno:
+                raise
             raise errors.AssetsInvalid(
                 f"the tokenizer does not load ({type(error).__name__})",
                 path=where,
@@ -183,6 +185,22 @@ def check_architecture(base: dict[str, Any], run: dict[str, Any], architecture: 
             hint="name the right --hf-assets, or take the run's values with --architecture run",
         )
     return differs
+
+
+def _load_tokenizer(directory: Path) -> tuple[Any, set[int]]:
+    """The tokenizer and its ids. Libraries hide what the file system said: raises OSError if it says so again."""
+    from transformers import AutoTokenizer
+
+    def load() -> tuple[Any, set[int]]:
+        loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        return loaded, {-1, *loaded.get_vocab().values(), *_ids_in_file(directory / "tokenizer.json")}
+
+    try:
+        return load()
+    except Exception:
+        for name in sorted({*os.listdir(directory)} & {*ASSET_NAMES}):
+            read_regular(directory / name, limit=LIMIT)
+        return load()
 
 
 def _ids_in_file(file: Path) -> set[int]:

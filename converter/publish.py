@@ -24,6 +24,12 @@ _RENAME_EXCHANGE = 2
 @contextlib.contextmanager
 def folder_for(folder: Path) -> Iterator[None]:
     """Makes the folder that published directories lie in, and takes it away again if nothing came to lie in it."""
+    if folder.name == layout.SUBDIRECTORY and folder.is_symlink():
+        raise errors.OutputForeign(
+            "the folder for exports is a symbolic link",
+            path=folder,
+            hint="links inside runs are not followed: see --output",
+        )
     made = not folder.exists()
     folder.mkdir(exist_ok=True)
     try:
@@ -76,7 +82,7 @@ def publish(staging: Path, published: Path, step: int, token: str) -> None:
         _rename(staging, published)
     elif _exchange(staging, published):
         fsync_directory(folder)
-        remove_tree(staging)
+        discard(staging)
     else:
         aside = folder / layout.replaced_name(step, token)
         _rename(published, aside)
@@ -87,7 +93,7 @@ def publish(staging: Path, published: Path, step: int, token: str) -> None:
                 _rename(aside, published)
             raise
         fsync_directory(folder)
-        remove_tree(aside)
+        discard(aside)
     fsync_directory(folder)
 
 
@@ -99,7 +105,8 @@ def clear(folder: Path, step: int) -> None:
         parsed = layout.parse_ours(name)
         if parsed is None or parsed[0] != step or parsed[2] == "lock":
             continue
-        if parsed[2] == "replaced" and not published.exists():
+        set_aside = parsed[2] == "replaced" and stat.S_ISDIR(os.lstat(folder / name).st_mode)
+        if set_aside and not os.path.lexists(published):
             _rename(folder / name, published)
             fsync_directory(folder)
         else:
@@ -107,9 +114,22 @@ def clear(folder: Path, step: int) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a directory of ours; one that is gone already is fine."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+    """Removes a directory of ours; what of it is gone already is fine. Of a link or a file in its place, that alone."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+
+    def unless_gone(_call: object, _name: str, failure: tuple[type[BaseException], BaseException, object]) -> None:
+        if not isinstance(failure[1], FileNotFoundError):
+            raise failure[1]
+
+    shutil.rmtree(path, onerror=unless_gone)
+
+
+def discard(path: Path) -> None:
+    """Removes what nobody needs any more, as far as it can be removed now: what stays is left to the next `clear`."""
+    with contextlib.suppress(OSError):
+        remove_tree(path)
 
 
 def _rename(old: Path, new: Path) -> None:

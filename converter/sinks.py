@@ -17,7 +17,7 @@ from isal.isal_zlib import crc32
 from converter import errors
 from converter.chunks import Bytes
 from converter.exports import HFShard
-from converter.files import fsync_directory
+from converter.files import fsync_directory, read_into
 from converter.manifest import FileEntry
 from converter.traffic import Traffic
 
@@ -107,7 +107,8 @@ class Comparer:
         """Reads the same place and remembers the first byte that differs."""
         if name not in self._fds:
             return
-        there = np.frombuffer(os.pread(self._fds[name], block.size, position), np.uint8)
+        there = np.empty(block.size, np.uint8)
+        there = there[: read_into(self._fds[name], there.data, position)]
         same = there.size == block.size and np.array_equal(there, block)
         with self._lock:
             self.bytes_compared += there.size
@@ -141,8 +142,7 @@ def read_back(
             twice = f"bytes {min(at, position):,} to {max(at, position):,} were written twice or not at all"
             check_same(path, position == at, twice)
             view = memoryview(buffer)[:length]
-            got = os.preadv(fd, [view], position)
-            there = got == length and crc32(view) == crc
+            there = read_into(fd, view, position) == length and crc32(view) == crc
             check_same(path, there, f"the {length:,} bytes at {position:,} read back are not those written")
             digest.update(view)
             at += length

@@ -10,8 +10,8 @@ Format: torch.distributed.checkpoint (torch 2.13.0), `metadata.py` and `filesyst
 import argparse
 import json
 import os
-import pickle
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -22,8 +22,13 @@ from typing import Any
 
 from converter import errors, hf_step, layout
 from converter.checkpoint import StorageMetadata, TensorItems, from_json, from_pickle, to_json
+from converter.files import REFUSED, read_regular
 from converter.listing import METADATA, Listing, completeness, kind_of, list_step
 
+SIZE_LIMIT = 1 << 30
+"""Bytes of a `.metadata`; that of a 235B on 256 ranks has 78 MB."""
+PATIENCE = 4.0
+"""Times its processor time that the small process may take in all: the machine is busy, the file system slow."""
 _TOO_MUCH = "reading storage metadata took more memory or time than its size allows"
 _RAISE = "raise metadata_memory_limit or metadata_deadline if this checkpoint is trusted"
 
@@ -37,7 +42,8 @@ class Limits:
     seconds: float = 30.0
 
     def of(self, size: int) -> tuple[int, float]:
-        """(bytes, seconds) for a file of `size` bytes."""
+        """(bytes, seconds) for a file of `size` bytes, of which no more are read than SIZE_LIMIT."""
+        size = min(size, SIZE_LIMIT)
         return self.memory + 24 * size, self.seconds + size / 2_000_000
 
     def flags(self) -> list[str]:
@@ -51,7 +57,8 @@ DEFAULT_LIMITS = Limits()
 def read(step: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[Listing, StorageMetadata]:
     """Lists `step` and has its `.metadata` read in a limited process of its own.
 
-    Raises StepIncomplete without `.metadata`, StepDamaged or HostileCheckpoint for one that cannot be used.
+    Raises StepIncomplete without `.metadata`, StepDamaged or HostileCheckpoint for one that cannot be used, StepVanished
+    for one that was purged meanwhile, MachineFailure where it could not be read.
     """
     listing = list_step(step)
     found = listing.get(METADATA)
@@ -69,21 +76,50 @@ def _run_apart(step: Path, limits: Limits, size: int, *flags: str) -> dict[str, 
     try:
         answer = subprocess.run(
             [sys.executable, "-P", "-m", "converter.storage", *limits.flags(), *flags, str(step)], cwd="/",
-            env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=limits.of(size)[1],
+            env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE * limits.of(size)[1],
         )  # fmt: skip
-        said: dict[str, Any] = json.loads(answer.stdout)
-    except (subprocess.TimeoutExpired, json.JSONDecodeError):
-        return {
-            "state": "damaged", "error": "StepDamaged", "reason": _TOO_MUCH, "hint": _RAISE, "save_id": None,
-            "path": str(step / METADATA),
-        }  # fmt: skip
-    return said
+    except subprocess.TimeoutExpired:
+        return _failed(step, "storage metadata was not read in time: the file system does not answer")
+    return _said(step, answer.returncode, answer.stdout, answer.stderr)
+
+
+def _said(step: Path, code: int, out: bytes, err: bytes) -> dict[str, Any]:
+    """What the small process answered, or what its end means."""
+    if code == 0:
+        said: dict[str, Any] = json.loads(out)
+        return said
+    # Its own limit of time is SIGXCPU; SIGKILL comes from outside, when the machine is out of memory.
+    if (code < 0 and code != -signal.SIGKILL) or b"MemoryError" in err:
+        return _failed(step, _TOO_MUCH) | {"state": "damaged", "error": "StepDamaged", "hint": _RAISE}
+    last = err.decode(errors="replace").strip().rpartition("\n")[2]
+    return _failed(step, f"storage metadata was not read (exit code {code}): {last}")
+
+
+def _failed(step: Path, reason: str) -> dict[str, Any]:
+    return {
+        "state": "unknown", "error": "MachineFailure", "reason": reason, "hint": "it is tried again", "save_id": None,
+        "path": str(step / METADATA),
+    }  # fmt: skip
 
 
 def probe_apart(step: Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
     """`probe` in a limited process of its own."""
     size = next((f.size for f in list_step(step).files if f.name == METADATA), 0)
     return _run_apart(step, limits, size)
+
+
+def _payload(step: Path) -> bytes:
+    """The bytes of `.metadata`. Raises StepDamaged for what is no file or too large a one, else OSError."""
+    try:
+        return read_regular(step / METADATA, limit=SIZE_LIMIT)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        raise errors.StepDamaged(
+            f".metadata is no file that is read ({error.strerror})",
+            path=step / METADATA,
+            hint="find out who wrote this checkpoint",
+        ) from None
 
 
 def _environment() -> dict[str, str]:
@@ -126,7 +162,7 @@ def probe(step: Path) -> dict[str, Any]:
                 "state": "incomplete",
                 "reason": "no .metadata yet" if kind == "dcp" else "nothing saved yet",
             }
-        metadata = from_pickle((step / METADATA).read_bytes(), listing)
+        metadata = from_pickle(_payload(step), listing)
         state, reason = completeness(listing, metadata.extent)
         answer |= {"state": state, "reason": reason, "save_id": metadata.save_id, **_sizes(metadata.tensors.values())}
         if not metadata.tensors:
@@ -134,10 +170,11 @@ def probe(step: Path) -> dict[str, Any]:
     except errors.ConversionError as error:
         answer |= {"state": "damaged", "error": type(error).__name__, "reason": error.what, "hint": error.hint}
     except FileNotFoundError:
-        answer |= {"state": "incomplete", "reason": "gone while it was looked at"}
+        # Of no fingerprint: it holds for no listing.
+        answer |= {"state": "incomplete", "reason": "gone while it was looked at", "fingerprint": ""}
     except (MemoryError, RecursionError):
         answer |= {"state": "damaged", "error": "StepDamaged", "reason": _TOO_MUCH, "hint": _RAISE}
-    return answer
+    return answer | {"reason": errors.brief(answer["reason"])}
 
 
 def _sizes(tensors: Iterable[TensorItems]) -> dict[str, Any]:
@@ -165,12 +202,12 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     step: Path = options.step
     try:
-        size = os.stat(step / METADATA).st_size
+        size = os.lstat(step / METADATA).st_size
     except OSError:
         size = 0
     memory, seconds = Limits(options.memory, options.seconds).of(size)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (ceil(seconds),) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (ceil(seconds), ceil(seconds) + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not options.items:
         print(json.dumps(probe(step)))
@@ -178,10 +215,17 @@ def main(argv: list[str] | None = None) -> int:
     answer: dict[str, Any]
     try:
         listing = list_step(step)
-        answer = to_json(from_pickle((step / METADATA).read_bytes(), listing))
+        answer = to_json(from_pickle(_payload(step), listing))
     except errors.ConversionError as error:
         answer = {"error": type(error).__name__, "reason": error.what, "path": error.path, "hint": error.hint}
-    except (MemoryError, RecursionError, pickle.UnpicklingError):
+    except FileNotFoundError:
+        answer = {
+            "error": "StepVanished",
+            "path": str(step),
+            "reason": "the step is gone",
+            "hint": "the trainer purged it",
+        }
+    except (MemoryError, RecursionError):
         answer = {"error": "StepDamaged", "path": str(step / METADATA), "reason": _TOO_MUCH, "hint": _RAISE}
     except OSError as error:
         answer = {"error": "MachineFailure", "path": str(step), "reason": str(error), "hint": "it is tried again"}

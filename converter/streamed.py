@@ -3,7 +3,6 @@
 Needs torch. Everything around them (attention, norms, rope, routing, wiring) stays TorchTitan's or transformers' own.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from converter.checkpoint import Chunk, TensorItems
 from converter.chunks import Shards, boxes
 from converter.exports import SAFETENSORS
+from converter.files import read_into
 from converter.traffic import Traffic
 
 BLOCK = 8 << 20
@@ -103,7 +103,7 @@ class HFSource:
     def read(self, first: int, last: int, matrix: int = 0) -> Tensor:
         raw = np.empty((last - first) * self.columns * self._item, np.uint8)
         at = self._position + first * self.columns * self._item
-        if os.preadv(self._fd, [raw.data], at) != raw.size:
+        if read_into(self._fd, raw.data, at) != raw.size:
             raise OSError("a HF shard is shorter than its header says")
         self._traffic(self._fd, at, raw.size)
         return _to_tensor(raw, self._dtype).float().view(-1, self.columns)

@@ -118,6 +118,11 @@ class StepTrack:
         except ProbeError as error:
             return Answer(state="incomplete", reason="could not be looked into", error="MachineFailure"), str(error)
         self._metadata, self._has_asked = known, True
+        if answer.state == "incomplete" and not answer.fingerprint:
+            # Gone meanwhile, or so the file system said: asked again, soon unless it goes on like this.
+            if now - self.since < SETTLE_SECONDS:
+                self.wake_at = now + SECOND_LOOK
+            return answer, None
         if answer.fingerprint and answer.fingerprint != listing.fingerprint:
             self.wake_at = now + SECOND_LOOK
             return Answer(state="settling", reason="being written"), None

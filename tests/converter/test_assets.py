@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -185,3 +186,24 @@ def test_a_tokenizer_class_that_older_readers_lack_is_warned_of() -> None:
         files = {"tokenizer_config.json": json.dumps({"tokenizer_class": kind}).encode()}
         found = disagreements({}, assets.Assets(Path("/b"), {}, None, Path("/t"), files), {})
         assert any("transformers 5 only" in text for text in found) == warned
+
+
+def test_an_asset_that_its_folder_lists_is_no_asset_that_may_be_left_out(step: Path, tmp_path: Path) -> None:
+    folder = make(tmp_path / "base")
+    os.symlink(folder / "blob-that-is-not-there", folder / "vocab.json")
+    with pytest.raises(errors.MachineFailure, match=r"vocab\.json"):
+        assets.read(step, run(folder), Search())
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE], ids=errno.errorcode.get)
+def test_a_failing_file_system_makes_no_asset_invalid(
+    code: int, step: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(tmp_path / "base")
+
+    def fail(path: Path, **_: object) -> bytes:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(assets, "read_regular", fail)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        assets.read(step, run(folder), Search())

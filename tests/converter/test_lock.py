@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -235,5 +236,59 @@ def test_a_lock_that_could_not_be_written_is_not_left(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(lock.os, "write", full)
     with pytest.raises(OSError, match="No space"), Lock(tmp_path, 1):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_is_written_in_pieces_names_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, said: write(fd, said[:7]))
+    with Lock(tmp_path, 1) as held:
+        assert lock.read(held.path) == held.owner
+
+
+def test_a_lock_whose_last_bytes_did_not_reach_the_disk_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = os.close
+
+    def fail(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fail)
+        with pytest.raises(OSError, match="quota"):
+            Lock(tmp_path, 1).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_could_not_be_removed_at_once_is_removed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, tries = os.unlink, []
+
+    def once(path: Path) -> None:
+        tries.append(path)
+        if len(tries) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", once)
+    with Lock(tmp_path, 1):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_takeover_whose_answer_was_lost_leaves_nothing_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(tmp_path, owner(token="0" * 16, pid=NOBODY))
+    rename = os.rename
+
+    def lose_the_answer(old: Path, new: Path) -> None:
+        rename(old, new)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "rename", lose_the_answer)
+    with Lock(tmp_path, 1, sleep=never):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -208,3 +209,35 @@ def test_a_folder_made_for_nothing_is_taken_away_again(tmp_path: Path) -> None:
     with publish.folder_for(tmp_path):
         pass
     assert names(tmp_path) == ["hf"]
+
+
+def test_what_has_a_successor_and_cannot_be_removed_undoes_no_publication(
+    swap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = put(tmp_path, "old")
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "remove_tree", refuse)
+        publish.publish(staged(tmp_path, "new"), published, 1, TOKEN)
+    assert (published / "config.json").read_text() == "new"
+    clear(tmp_path, 1)
+    assert names(tmp_path) == ["step-1-hf"]
+
+
+def test_a_file_that_is_gone_already_stops_no_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging = staged(tmp_path, "new")
+    for name in ("a", "z"):
+        (staging / name).touch()
+    unlink = os.unlink
+
+    def twice(path: str, **given: int) -> None:
+        """As NFS does it when the reply is lost: the second try finds nothing."""
+        unlink(path, **given)
+        unlink(path, **given)
+
+    monkeypatch.setattr(os, "unlink", twice)
+    publish.remove_tree(staging)
+    assert names(tmp_path) == []

@@ -185,3 +185,18 @@ def test_a_probe_that_fails_says_nothing_about_the_step(step: Path) -> None:
 def test_a_step_that_is_gone_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         StepTrack(str(tmp_path / "step-1")).look(Probe(), 0.0)
+
+
+def test_a_step_said_to_be_gone_while_it_was_looked_at_is_asked_again(
+    step: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track, probe = StepTrack(str(step)), Probe()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "completeness", lambda *_: os.stat(step / "not there"))
+        track.look(probe, 0.0)
+    assert track.answer is not None
+    assert track.answer.state == "incomplete"
+    assert track.wake_at == 1.0
+
+    track.look(probe, 10.0)
+    assert track.answer.state == "complete"
