@@ -21,9 +21,6 @@ from daemon.tracker import Tracked, Tracker
 from daemon.verdict import Block, Verdict
 from daemon.watcher import RootWatcher
 
-NO_FAILURE = frozenset({Retry.VANISHED, Retry.INCOMPLETE, Retry.SUSPECT, Retry.UNSUPPORTED, Retry.FOREIGN})
-"""Outcomes that `--once` lists and does not count."""
-
 Command = Callable[[worker.Request, Settings], list[str]]
 
 
@@ -147,6 +144,9 @@ class Conversions:
         settings = self._watchers[job.root].settings
         run = self._tracker.runs.get(job.run)
         row = self._tracker.row(job.root, facts)
+        if row.state in (State.DONE, State.REMOVED) and not self._once:  # another daemon with this ledger knows more
+            self._look(job)
+            return
         log = self._tracker.step_log(job.root, facts)
         self._news.retention(job.root, facts, run, settings)
         request = worker.Request(job.path, verdict.folder(facts, run, settings), row.accept_copy)
@@ -236,7 +236,7 @@ class Conversions:
                 next_attempt=follows.next_attempt,
             )
         )
-        self.failures += outcome.retry not in NO_FAILURE
+        self.failures += outcome.retry not in schedule.NO_FAILURE
         judged = Verdict(follows.state, outcome.message, outcome.error, outcome.hint, follows.next_attempt or 0.0)
         self._tracker.keep(job.path, Tracked(job.root, latest, judged))
         why = {"error": outcome.error, "message": outcome.message, "hint": outcome.hint}

@@ -7,6 +7,9 @@ from converter.errors import Retry
 from daemon.records import Outcome, State
 from daemon.settings import Settings
 
+NO_FAILURE = frozenset({Retry.VANISHED, Retry.INCOMPLETE, Retry.SUSPECT, Retry.UNSUPPORTED, Retry.FOREIGN})
+"""Outcomes that `--once` lists and does not count."""
+
 
 class Job(NamedTuple):
     """A conversion that may be started."""

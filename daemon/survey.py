@@ -17,6 +17,7 @@ from daemon import messages, roots
 from daemon.messages import Answer, Config
 from daemon.probe import probe
 from daemon.runtrack import RunTrack
+from daemon.sightings import Sightings
 from daemon.steptrack import SECOND_LOOK, Probe
 from daemon.voice import Voice
 
@@ -48,6 +49,7 @@ class Survey:
     ) -> None:
         self._config = config
         self._voice = Voice(emit, clock)
+        self._sightings = Sightings(clock)
         self._known = known if known is not None else {}
         self._watch = watch
         self._look_into = look_into or self._probe
@@ -142,7 +144,7 @@ class Survey:
         """Removes what dead owners of ours left in `folder`."""
         names: list[str] = []
         try:
-            names = lock.sweep(Path(folder))
+            names = lock.sweep(Path(folder), is_stale=self._sightings.is_stale)
         except (OSError, errors.ConversionError) as error:
             self._voice.say("sweep_failed", folder, str(error))
         self._voice.emit(messages.Swept(folder=folder, names=tuple(names)))

@@ -55,6 +55,8 @@ class Tracker:
         """With `--once`: steps that no attempt can convert."""
         self._unseen: set[str] = set()
         """Published by this process and not seen by a scanner yet: not removed by anybody."""
+        self.gone: set[str] = set()
+        """Purged while a conversion of them runs: they are judged when it has ended."""
 
     # What scanners report
     def on_run(self, root: str, run: Run) -> None:
@@ -66,6 +68,7 @@ class Tracker:
     def on_step(self, root: str, facts: Step) -> None:
         """A step appeared or changed: judges it, remembers the verdict, says what is news."""
         path = facts.path
+        self.gone.discard(path)
         settings = self._settings_of(root)
         if settings is None:
             return
@@ -121,7 +124,11 @@ class Tracker:
         """A step was purged."""
         row = self._ledger.row(message.path)
         tracked = self.waiting.get(message.path)
-        if row is None or (tracked and tracked.verdict.state == State.RUNNING):
+        if tracked and tracked.verdict.state == State.RUNNING:
+            self.gone.add(message.path)
+            return
+        self.gone.discard(message.path)
+        if row is None:
             return
         self.waiting.pop(message.path, None)
         if row.state not in (State.DONE, State.VANISHED):

@@ -63,7 +63,9 @@ def judge(
     if foreign := _foreign(step, run, settings):
         return foreign
     if row is not None and not fresh:
-        if row.state in (State.DONE, State.REMOVED) and not any(p.ours for p in step.published):
+        # `rm -r` may take the manifest first: what was ours looks foreign until all of it is gone.
+        was_published = row.state in (State.DONE, State.REMOVED) or (row.state == State.FOREIGN and row.wish)
+        if was_published and not any(p.ours for p in step.published):
             return Verdict(
                 State.REMOVED,
                 "the published directory was removed",

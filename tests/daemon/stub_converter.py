@@ -63,6 +63,9 @@ say("conversion_started")
 match behaviour.split():
     case ["fail", error, retry]:
         fail(error, retry)
+    case ["fail_late", error, retry]:
+        time.sleep(5)
+        fail(error, retry)
     case ["drift"]:
         fail("RoutingDrift", "unsupported", figures={"largest": 0.1})
     case _:

@@ -320,6 +320,40 @@ def test_a_purged_step_is_vanished_and_no_failure(make_run: MakeRun, tmp_path: P
     assert daemon.stop() == 0
 
 
+def test_a_step_purged_while_a_conversion_of_it_runs_is_vanished_however_that_ends(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("fail_late MachineFailure backoff")
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_started")
+    shutil.rmtree(run / "step-10")
+    daemon.wait_for("step_vanished", step=10)
+
+    assert daemon.stop() == 0
+    assert states(tmp_path)[10] == "vanished"
+    assert len(conversions(run)) == 1
+    assert not daemon.events("conversion_failed")
+
+
+def test_what_another_daemon_with_the_same_ledger_settled_is_not_started_from_memory(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    """It was published and removed while this one was busy and did not look."""
+    a, b = make_run("a", 10), make_run("b", 10)
+    (a / "behaviour").write_text("fail_late MachineFailure backoff")
+    busy = start(str(tmp_path / "root"), DCP2HF_WORKERS="1", DCP2HF_OBSERVER="polling", DCP2HF_POLL_INTERVAL="10min")
+    busy.wait_for("conversion_started", run="a")
+    other = start(str(tmp_path / "root"), DCP2HF_WORKERS="2")
+    other.wait_for("conversion_succeeded", run="b")
+    shutil.rmtree(b / "step-10-hf")
+    other.wait_for("conversion_skipped", run="b", reason="removed")
+    busy.wait_for("conversion_failed", run="a", count=2, seconds=40.0)
+
+    assert not busy.events("conversion_started", run="b")
+    assert conversions(b) == ["step-10"]
+
+
 def test_retention_hazard_says_what_remains_once_per_run(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
     make_run("a", 10, 20)
     daemon = start("--once", str(tmp_path / "root"))

@@ -14,6 +14,7 @@ from daemon.messages import Answer, Config, Gone, Run, Said, Scanned, Step, Swep
 from daemon.settings import Settings
 from daemon.survey import Survey
 from tests.daemon.conftest import add_step
+from tests.daemon.test_sightings import leave
 
 
 class Look:
@@ -302,6 +303,20 @@ def test_what_a_dead_owner_left_is_swept_and_a_rehearsal_sweeps_nothing(make_run
     assert left.exists()
     assert [m.names for m in Look(tmp_path / "root").scan() if isinstance(m, Swept)] == [(left.name,)]
     assert not left.exists()
+
+
+def test_what_an_owner_elsewhere_left_is_swept_at_a_rescan_once_its_lock_did_not_change_for_long(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run("a", 10)
+    lock = leave(run, 20)
+    look = Look(tmp_path / "root")
+    assert [m.names for m in look.scan() if isinstance(m, Swept)] == [()]
+    os.utime(lock)
+    assert [m.names for m in look.scan(150.0) if isinstance(m, Swept)] == [()]
+    (names,) = [m.names for m in look.scan(150.0) if isinstance(m, Swept)]
+    assert len(names) == 2
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".dcp2hf-")]
 
 
 def test_a_root_that_is_away_is_said_at_the_second_look_and_its_steps_are_not_gone(

@@ -88,6 +88,15 @@ def test_a_removed_directory_stays_removed_until_once_or_retry() -> None:
     assert state(facts(), run_facts(), row(state=State.PENDING), None, S) == State.PENDING, "as retry leaves it"
 
 
+def test_a_directory_that_looked_foreign_while_it_was_being_removed_stays_removed() -> None:
+    """`rm -r` may take the manifest first."""
+    half = row(state=State.FOREIGN, wish="bfloat16/50000000000")
+
+    assert state(facts(published=(FOREIGN,)), run_facts(), half, None, S) == State.FOREIGN
+    assert state(facts(), run_facts(), half, None, S) == State.REMOVED
+    assert state(facts(), run_facts(), row(state=State.FOREIGN), None, S) == State.PENDING, "it never was ours"
+
+
 def test_quarantine_lasts_for_this_save_until_once_or_retry() -> None:
     held = row(state=State.QUARANTINED, error="NonFiniteTensor")
 
