@@ -115,6 +115,10 @@ def convert(
         metadata_limits=Limits(parse_size(metadata_memory_limit), metadata_deadline),
         io_bandwidth_limit=parse_size(io_bandwidth_limit) if io_bandwidth_limit else 0,
     )  # fmt: skip
+    if events and (number := layout.step_number(path.name)) is not None and not path.exists():
+        gone = errors.StepVanished("the step is gone", path=path, hint="the trainer purged it")
+        with reporter(events=True) as report:
+            report("conversion_failed", gone.as_event() | {"step": number})
     steps, named = _steps(path)
     if output is not None and not output.absolute().parent.is_dir():
         _usage(f"--output {output}: its parent folder does not exist")

@@ -119,8 +119,10 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 check_unchanged(step, source)
                 lock.check()
                 publish.publish(staging, published, number, lock.owner.token)
-        except BaseException:
+        except BaseException as error:
             publish.discard(staging)  # what stopped the conversion is told, not what stops the cleaning
+            if isinstance(error, errors.ConversionError) and error.retry == errors.Retry.NEVER:
+                check_unchanged(step, source)  # what is wrong with a step that is being saved again is not its fault
             raise
         finally:
             drop_from_cache(step / file.name for file in source.listing.files)

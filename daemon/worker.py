@@ -186,7 +186,7 @@ class Attempt:
             )
         if (said == "succeeded" and code == 0) or (said == "skipped" and code in (0, 1)):
             return Outcome(result=said, event=self._last)
-        if said == "failed" and code == 1:
+        if said == "failed" and code in (1, 2):
             return _failed(self._last)
         if ended_by == "stop" or code == 130:
             return Outcome(result="interrupted", killed=killed)

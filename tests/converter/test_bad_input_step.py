@@ -136,6 +136,27 @@ def test_a_step_saved_again_or_purged_while_it_is_converted_is_not_published(
     assert [path.name for path in step.parent.iterdir()] == ["config.json"]
 
 
+def test_what_is_wrong_with_a_shard_that_is_being_written_again_is_not_the_steps_fault(
+    copy_step: CopyStep, convert: Convert
+) -> None:
+    step = copy_step(PLAIN)
+    shard = step / "__0_0.distcp"
+
+    def write_again(event: str) -> None:
+        if event == "conversion_started":
+            shard.write_bytes(os.urandom(shard.stat().st_size))
+
+    convert.on_event = write_again
+    with pytest.raises(errors.StepVanished):
+        convert(step)
+    convert.on_event = lambda event: None
+    os.utime(shard, (0, 0))
+    with pytest.raises(errors.ConversionError) as caught:
+        convert(step)
+    assert caught.value.retry == errors.Retry.NEVER, "once it stays as it is"
+    assert sorted(path.name for path in step.parent.iterdir()) == ["config.json", "step-2"]
+
+
 def test_a_step_in_hf_form_with_a_broken_head_is_refused_by_the_entrys_name(
     copy_step: CopyStep, refused: Refused
 ) -> None:

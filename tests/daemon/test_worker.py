@@ -89,6 +89,13 @@ def test_exit_code_0_without_a_result_is_a_failure() -> None:
     assert (outcome.result, outcome.error) == ("failed", "MachineFailure")
 
 
+def test_a_step_that_was_gone_before_the_converter_began_has_vanished(tmp_path: Path) -> None:
+    argv = worker.command(Request(str(tmp_path / "step-7"), str(tmp_path)), S)
+    outcome = asyncio.run(worker.Attempt(argv, S, on_event=lambda event: None, on_output=print).run())
+
+    assert (outcome.result, outcome.error, outcome.retry) == ("failed", "StepVanished", Retry.VANISHED)
+
+
 def test_a_refusal_comes_with_its_reason_and_what_a_retry_may_expect() -> None:
     said = {
         "event": "conversion_failed",
