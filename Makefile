@@ -37,7 +37,7 @@ soak: venv
 faults: venv
 	ALL_POINTS=1 WRITE_DOCS=1 $(BIN)/python -m pytest tests/calls tests/faults
 
-# Thousands of mutated checkpoints, the same ones each time (make test tries 300 others). Writes docs/fuzzing.md.
+# Thousands of mutated checkpoints, the same ones each time (make test tries 250). Writes docs/fuzzing.md.
 TRIALS ?= 5000
 fuzz: venv
 	FUZZ_TRIALS=$(TRIALS) WRITE_DOCS=1 $(BIN)/python -m pytest tests/fuzz

@@ -4,22 +4,21 @@ Standard library only. Recorded paths come from whoever wrote the run config: of
 names are read, regular files up to a limit, parsed before they are used or copied, and never quoted.
 """
 
-import errno
 import json
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from converter import errors
-from converter.files import CONFIG_LIMIT, REFUSED, parse_json, read_regular, write_durably
+from converter.files import CONFIG_LIMIT, parse_json, write_durably
 from converter.manifest import ASSET_NAMES, TEMPLATES
+from converter.recorded import Recorded, is_below, read_asset
 from converter.run_config import RunConfig
 
-LIMIT = 200 << 20
-"""Bytes of one asset."""
+_MOST_LAYERS = 1000
+"""Ten times as many as the largest Qwen3 has; transformers 5 lists a type for each at once."""
 _NEWER_CLASSES = frozenset({"TokenizersBackend", "PythonBackend", "SentencePieceBackend"})
 """`tokenizer_class` values that transformers 5 writes and 4.x cannot load."""
 
@@ -49,35 +48,25 @@ class Assets:
     warnings: tuple[str, ...] = field(default=())
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """What may be read of a folder that a run config names: its writer must not see through us what he may not read."""
-
-    writer: os.stat_result
-    """Of the step's directory."""
-    allowed: Sequence[Path] | None
-
-    def refuse(self, real: Path, facts: os.stat_result) -> str | None:
-        """Why a file, at its real path, is not read."""
-        if self.allowed is not None and not _below(real, self.allowed):
-            return "its link leads outside what restrict_assets allows"
-        theirs = facts.st_uid == self.writer.st_uid
-        theirs |= facts.st_gid == self.writer.st_gid and bool(facts.st_mode & stat.S_IRGRP)
-        return None if theirs or facts.st_mode & stat.S_IROTH else "the owner of the step may not read it"
-
-
 def read(step: Path, run: RunConfig, search: Search) -> Assets:
     """Finds and reads them. Raises AssetsMissing or AssetsInvalid, naming what was tried."""
     base_path = _folder("base assets", "--hf-assets", search.hf_assets, run.hf_assets_path, step, run, search)
-    recorded_by = _Recorded(os.stat(step), search.restrict)
+    recorded_by = Recorded(os.stat(step), search.restrict)
     trust = None if search.hf_assets else recorded_by
-    payload = _read(base_path / "config.json", trust)
+    payload = read_asset(base_path / "config.json", trust)
     if payload is None:
         raise errors.AssetsMissing(
             "the base assets have no config.json", path=base_path, hint="name the right folder with --hf-assets"
         )
     base = _json(base_path / "config.json", payload, "--hf-assets")
-    generation = _read(base_path / "generation_config.json", trust)
+    layers = base.get("num_hidden_layers", 1)
+    if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
+        raise errors.AssetsInvalid(
+            "the base assets' config has no believable number of layers",
+            path=base_path / "config.json",
+            hint="name the right folder with --hf-assets",
+        )
+    generation = read_asset(base_path / "generation_config.json", trust)
     if generation is not None:
         _json(base_path / "generation_config.json", generation, "--hf-assets")
     recorded = run.tokenizer_path or run.hf_assets_path
@@ -106,7 +95,7 @@ def _folder(
             continue
         if found is None:
             continue
-        if search.restrict is not None and not _below(found, search.restrict):
+        if search.restrict is not None and not is_below(found, search.restrict):
             refused = True
             continue
         return found
@@ -142,40 +131,6 @@ def _candidates(recorded: str, run_folder: Path, search: Search) -> Iterator[Pat
             yield folder / relative
 
 
-def _below(path: Path, roots: Sequence[Path]) -> bool:
-    real = path.resolve()
-    return any(real.is_relative_to(root.resolve()) for root in roots)
-
-
-def _read(path: Path, recorded: _Recorded | None) -> bytes | None:
-    """An asset's bytes, None where its folder lists none: on NFS a name that is looked for may seem not to be there.
-
-    A link may lead to it (hub caches); `recorded` is None where a person named the folder. Raises OSError where the file
-    system failed.
-    """
-    try:
-        if path.name not in os.listdir(path.parent):
-            return None
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        return read_regular(path, limit=LIMIT, follow=True, refuse=recorded.refuse if recorded else None)
-    except FileNotFoundError:
-        raise errors.MachineFailure(
-            "an asset that its folder lists is not there",
-            path=path,
-            hint="is it a link that leads nowhere, or is the folder being changed? it is tried again",
-        ) from None
-    except OSError as error:
-        if error.errno not in REFUSED | {errno.EACCES, errno.EPERM}:
-            raise
-        raise errors.AssetsInvalid(
-            f"an asset cannot be read ({error.strerror})",
-            path=path,
-            hint="assets are regular files up to 200 MB that this user and the step's owner may read; or say --hf-assets, --tokenizer",
-        ) from None
-
-
 def _json(path: Path, payload: bytes, flag: str) -> dict[str, Any]:
     try:
         said = parse_json(payload) if len(payload) <= CONFIG_LIMIT else None
@@ -186,12 +141,12 @@ def _json(path: Path, payload: bytes, flag: str) -> dict[str, Any]:
     return said
 
 
-def _tokenizer(folder: Path, recorded: _Recorded | None) -> dict[str, bytes]:
-    found = {name: payload for name in ASSET_NAMES if (payload := _read(folder / name, recorded)) is not None}
+def _tokenizer(folder: Path, recorded: Recorded | None) -> dict[str, bytes]:
+    found = {name: payload for name in ASSET_NAMES if (payload := read_asset(folder / name, recorded)) is not None}
     templates = folder / TEMPLATES
     if templates.is_dir():
         for path in sorted(templates.glob("*.jinja")):
-            payload = _read(path, recorded)
+            payload = read_asset(path, recorded)
             if payload is not None:
                 found[f"{TEMPLATES}/{path.name}"] = payload
     if not found.keys() & {"tokenizer.json", "vocab.json", "tokenizer.model"}:

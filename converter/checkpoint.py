@@ -11,22 +11,10 @@ from typing import Any
 from converter import placement
 from converter.listing import METADATA, Listing
 from converter.metadata import parse
+from converter.placement import ITEM_BYTES as ITEM_BYTES
 
 NOT_MODEL = frozenset({"optimizer", "lr_scheduler", "dataloader", "train_state"})
 """First parts of FQNs that TorchTitan's checkpointer keeps beside the model (0.2.0 to 0.3.0)."""
-ITEM_BYTES = {
-    "float64": 8,
-    "float32": 4,
-    "bfloat16": 2,
-    "float16": 2,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-}
-"""Bytes an element of each dtype that TorchTitan stores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +83,7 @@ def from_pickle(payload: bytes, listing: Listing) -> StorageMetadata:
     placement.check_once(items, where)
     placement.check_disjoint(raw.items, where)
     placement.check_chunks(model, places, where)
+    placement.check_sizes(model, places, where)
     extent: dict[str, int] = {}
     for item in raw.items:
         extent[item.file] = max(extent.get(item.file, 0), item.offset + item.length)

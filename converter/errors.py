@@ -32,13 +32,17 @@ class Retry(StrEnum):
     """The published name belongs to somebody else."""
 
 
+_LONGEST = 2000
+"""Characters of a message: what it quotes was written by other people."""
+
+
 class ConversionError(Exception):
     """Base of every expected failure. `str(error)` is one sentence with the path in it."""
 
     retry: ClassVar[Retry] = Retry.NEVER
 
     def __init__(self, what: str, *, path: str | os.PathLike[str], hint: str, figures: dict[str, Any] | None = None):
-        self.what = printable(what)
+        self.what = brief(what)
         super().__init__(f"{self.what}: {printable(os.fspath(path))}")
         self.path = os.fspath(path)
         self.hint = hint
@@ -59,6 +63,11 @@ class ConversionError(Exception):
 def printable(text: str) -> str:
     """`text` without line breaks or terminal escapes: names of files and tensors come from other people."""
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def brief(text: str) -> str:
+    """`text` as messages have it: printable, and not without end."""
+    return printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …")
 
 
 # The step itself

@@ -14,10 +14,14 @@ from typing import Any
 
 from converter import errors
 from converter.exports import INDEX, SAFETENSORS
-from converter.files import CONFIG_LIMIT, parse_json, read_regular
+from converter.files import CONFIG_LIMIT, REFUSED, open_regular, parse_json, read_regular
 
-_HEADER_LIMIT = 100_000_000
-"""Bytes of a safetensors header; the format's own limit."""
+_HEADER_LIMIT = 32 << 20
+"""Bytes of a safetensors header: six times that of a 235B in one file. Parsed, it takes up to twenty times as much."""
+_MOST_ENTRIES = 1_000_000
+"""Of all files together; a 235B has 37,000."""
+_MOST = 1 << 62
+"""Bytes and elements are less."""
 _EARLIER = "convert an earlier step, which has a DCP"
 _DTYPES = {name: dtype for dtype, (name, _) in SAFETENSORS.items()}
 
@@ -43,6 +47,10 @@ def state_of(step: Path, names: frozenset[str]) -> dict[str, Any]:
         files = sorted(set(parse_json(payload)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         return {"state": "incomplete", "reason": f"{INDEX} does not parse yet"}
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        return {"state": "incomplete", "reason": f"{INDEX} is no file that is read ({error.strerror})"}
     found: list[Entry] = []
     stamps = []
     for name in files:
@@ -57,6 +65,8 @@ def state_of(step: Path, names: frozenset[str]) -> dict[str, Any]:
         if facts.st_size != wanted:
             return {"state": "incomplete", "reason": f"{name} has {facts.st_size:,} of {wanted:,} bytes"}
         found += entries
+        if len(found) > _MOST_ENTRIES:
+            raise errors.StepDamaged(f"the step has more than {_MOST_ENTRIES:,} tensors", path=step, hint=_EARLIER)
     return {
         "state": "complete", "reason": "", "save_id": "hf-" + hashlib.sha256(payload + repr(stamps).encode()).hexdigest()[:32],
         "model_bytes": sum(e.length for e in found), "model_elements": sum(prod(e.shape) for e in found),
@@ -112,7 +122,12 @@ def check_once(step: Path, found: list[Entry]) -> None:
 
 def header(path: Path) -> tuple[list[Entry], int]:
     """(entries, bytes the file must have) of a safetensors file. Raises ValueError where there is no whole header."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fd, _ = open_regular(path)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        raise ValueError(f"no file that is read ({error.strerror})") from None
     with os.fdopen(fd, "rb") as file:
         head = file.read(8)
         if len(head) < 8:
@@ -129,9 +144,13 @@ def header(path: Path) -> tuple[list[Entry], int]:
             if name == "__metadata__":
                 continue
             (start, stop), shape = entry["data_offsets"], tuple(entry["shape"])
-            if not all(type(n) is int and n >= 0 for n in (start, stop - start, *shape)):
-                raise ValueError(f"entry {name!r} is malformed")
-            dtype = _DTYPES.get(entry["dtype"], str(entry["dtype"])[:20])
+            if len(shape) > 16 or not all(
+                type(n) is int and 0 <= n < _MOST for n in (start, stop, stop - start, *shape)
+            ):
+                raise ValueError(f"entry {name[:200]!r} is malformed")
+            if prod(shape) >= _MOST:
+                raise ValueError(f"entry {name[:200]!r} has too many elements")
+            dtype = _DTYPES.get(entry["dtype"], errors.printable(str(entry["dtype"])[:20]))
             found.append(Entry(name, dtype, shape, path.name, 8 + length + start, stop - start))
             end = max(end, stop)
     except (KeyError, TypeError, AttributeError):

@@ -26,7 +26,8 @@ class FileFacts:
     name: str
     size: int
     mtime_ns: int
-    is_dir: bool = False
+    is_file: bool = True
+    """A regular one: what is none (a directory, a pipe, a device) holds nothing of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def list_step(path: Path) -> Listing:
                 links.append(entry.name)
                 continue
             facts = entry.stat(follow_symlinks=False)
-            files.append(FileFacts(entry.name, facts.st_size, facts.st_mtime_ns, stat.S_ISDIR(facts.st_mode)))
+            files.append(FileFacts(entry.name, facts.st_size, facts.st_mtime_ns, stat.S_ISREG(facts.st_mode)))
     return Listing(path, tuple(sorted(files, key=lambda f: f.name)), tuple(sorted(links)))
 
 
@@ -91,6 +92,8 @@ def completeness(listing: Listing, extent: dict[str, int]) -> tuple[str, str]:
         found = listing.get(name)
         if found is None:
             return "incomplete", f"{name} is missing"
+        if not found.is_file:
+            return "incomplete", f"{name} is no file"
         if found.size < size:
             return "incomplete", f"{name} has {found.size:,} of {size:,} bytes"
         newest = max(newest, found.mtime_ns)

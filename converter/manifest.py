@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import layout
-from converter.files import CONFIG_LIMIT, parse_json, read_regular, write_durably
+from converter.files import CONFIG_LIMIT, REFUSED, parse_json, read_regular, write_durably
 
 FORMAT = 1
 _SEAL = "manifest_sha256"
@@ -106,8 +106,18 @@ def read(directory: Path) -> Manifest | None:
         return None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        return None
     right = isinstance(found.save_id, str) and isinstance(found.step, int) and isinstance(found.dtype, str)
-    return found if right and all(type(entry.size) is int for entry in found.files.values()) else None
+    files = [*found.files.items(), *found.added.items()]
+    return found if right and all(type(entry.size) is int and _is_inside(name) for name, entry in files) else None
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name that a manifest lists stays in its directory: whoever made the directory may have written it."""
+    return name.isprintable() and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
 def is_up_to_date(directory: Path, *, save_id: str, dtype: str, max_shard_size: int) -> bool:

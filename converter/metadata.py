@@ -13,9 +13,13 @@ from typing import Any
 from converter import errors
 from converter.unpickle import DTYPES, Named, load, need
 
-DISTCP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\.distcp")
+DISTCP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,247}\.distcp")
 """What DCP calls its shards (`__<rank>_<i>.distcp`): a plain name in the step's own directory."""
 _METADATA = "torch.distributed.checkpoint.metadata"
+_MOST = 1 << 62
+"""Bytes, elements and places are less: sums of some still fit into the 64 bits of messages and ledger."""
+_LONGEST_NAME = 1000
+"""Characters of an FQN: it is quoted, logged and handed on."""
 
 
 class _Record:
@@ -72,9 +76,13 @@ def _ignored(*_args: object) -> None:
 
 def _size(values: object = ()) -> tuple[int, ...]:
     """`torch.Size`."""
-    if not isinstance(values, list | tuple) or not all(type(v) is int for v in values) or len(values) > 16:
+    if not isinstance(values, list | tuple) or not _is_size(tuple(values)):
         raise pickle.UnpicklingError("a size is no short tuple of integers")
     return tuple(values)
+
+
+def _is_size(values: object) -> bool:
+    return type(values) is tuple and len(values) <= 16 and all(type(v) is int and 0 <= v < _MOST for v in values)
 
 
 _METADATA_NAMES: dict[tuple[str, str], Any] = {
@@ -154,33 +162,28 @@ def parse(payload: bytes, where: Path) -> RawMetadata:
 
 
 def _tensor(fqn: object, entry: Any) -> RawTensor:
-    if type(fqn) is not str or not fqn:
-        raise ValueError("an FQN is no text")
+    if type(fqn) is not str or not 0 < len(fqn) <= _LONGEST_NAME:
+        raise ValueError("an FQN is no text, or a long one")
     need(type(entry) is _Tensor, f"{fqn!r} is no tensor")
     shape, dtype = entry.size, entry.properties.dtype
     need(type(dtype) is Named and dtype.name in DTYPES, f"dtype of {fqn!r}")
-    need(type(shape) is tuple and all(n >= 0 for n in shape), f"shape of {fqn!r}")
+    need(_is_size(shape), f"shape of {fqn!r}")
     chunks = []
     for chunk in entry.chunks:
         offsets, sizes = chunk.offsets, chunk.sizes
-        need(
-            type(offsets) is tuple and type(sizes) is tuple and len(offsets) == len(sizes) == len(shape),
-            f"chunk of {fqn!r}",
-        )
-        need(
-            all(o >= 0 and s >= 0 and o + s <= n for o, s, n in zip(offsets, sizes, shape, strict=True)),
-            f"chunk of {fqn!r} leaves it",
-        )
+        need(_is_size(offsets) and _is_size(sizes) and len(offsets) == len(sizes) == len(shape), f"chunk of {fqn!r}")
+        need(all(o + s <= n for o, s, n in zip(offsets, sizes, shape, strict=True)), f"chunk of {fqn!r} leaves it")
         chunks.append((offsets, sizes))
     return RawTensor(fqn, dtype.name, shape, tuple(chunks))
 
 
 def _item(index: Any, info: Any) -> RawItem:
     fqn, offsets = index.fqn, getattr(index, "offset", None)
-    need(type(index) is _Index and type(info) is _StorageInfo and type(fqn) is str, "an item")
-    need(offsets is None or (type(offsets) is tuple and all(type(o) is int for o in offsets)), f"offset of {fqn!r}")
+    need(type(index) is _Index and type(info) is _StorageInfo, "an item")
+    need(type(fqn) is str and len(fqn) <= _LONGEST_NAME, "an item's name")
+    need(offsets is None or _is_size(offsets), f"offset of {fqn!r}")
     need(type(info.relative_path) is str, f"file of {fqn!r}")
     need(type(info.offset) is int and type(info.length) is int, f"place of {fqn!r}")
-    need(0 <= info.offset < 1 << 62 and 0 < info.length < 1 << 62, f"place of {fqn!r}")
+    need(0 <= info.offset < _MOST and 0 < info.length < _MOST, f"place of {fqn!r}")
     transforms = getattr(info, "transform_descriptors", None) or ()
     return RawItem(fqn, offsets, info.relative_path, info.offset, info.length, tuple(str(t)[:80] for t in transforms))

@@ -6,6 +6,7 @@ points at another's bytes. What it cannot tell is two entries that have changed 
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 from converter import errors
@@ -14,6 +15,10 @@ from converter.metadata import DISTCP_NAME, RawItem, RawTensor
 Places = dict[tuple[str, tuple[int, ...]], RawItem]
 """(FQN, offsets of the chunk) -> its item."""
 _AGAIN = "save this step again"
+ITEM_BYTES = {
+    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
+"""Bytes an element of each dtype that TorchTitan stores."""
 
 
 def check_files(items: Iterable[RawItem], where: Path) -> None:
@@ -71,3 +76,23 @@ def check_chunks(tensors: Sequence[RawTensor], places: Places, where: Path) -> N
     stray = next((fqn for fqn, _ in left), None)
     if stray is not None:
         raise errors.StepDamaged(f"an item of {stray} belongs to no chunk", path=where, hint=_AGAIN)
+
+
+def check_sizes(tensors: Sequence[RawTensor], places: Places, where: Path) -> None:
+    """A tensor is as large as its chunks together, and no chunk larger than its item: what room is reserved for is there.
+
+    Raises StepDamaged, also for a dtype that is not read.
+    """
+    for tensor in tensors:
+        if tensor.dtype not in ITEM_BYTES:
+            raise errors.StepDamaged(
+                f"{tensor.fqn} is stored as {tensor.dtype}, which is not read", path=where, hint="save other dtypes"
+            )
+        if sum(prod(sizes) for _, sizes in tensor.chunks) != prod(tensor.shape):
+            raise errors.StepDamaged(f"the chunks of {tensor.fqn} are not as large as it is", path=where, hint=_AGAIN)
+        for offsets, sizes in tensor.chunks:
+            item = places.get((tensor.fqn, offsets))
+            if item is not None and prod(sizes) * ITEM_BYTES[tensor.dtype] > item.length:
+                raise errors.StepDamaged(
+                    f"{tensor.fqn} has a chunk of {list(sizes)} in {item.length:,} bytes", path=where, hint=_AGAIN
+                )

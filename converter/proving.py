@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from converter import checkpoint, errors
-from converter.assets import LIMIT
 from converter.exports import FLOATS
 from converter.files import CONFIG_LIMIT, parse_json, read_regular
 from converter.manifest import ASSET_NAMES
+from converter.recorded import LIMIT
 from converter.run_config import RunConfig
 from converter.traffic import Traffic
 from converter.trim import LeftOut, leave_out

@@ -42,8 +42,6 @@ _REPLACED = (
     "quantization_config", "auto_map",
 )  # fmt: skip
 """Keys of a base config that say what others say too, or what a run of TorchTitan's never is."""
-_MOST_LAYERS = 1000
-"""Ten times as many as the largest Qwen3 has."""
 _NEWER = ("rope_parameters", "num_local_experts", "dtype")
 """Keys that transformers before 5 does not read."""
 
@@ -189,13 +187,6 @@ def hf_config(base: dict[str, Any], *, moe: bool, where: Path) -> PretrainedConf
     if base.get("model_type") != wanted:
         raise errors.AssetsInvalid(
             f"the base assets' config is no {wanted}'s", path=where, hint="name the right folder with --hf-assets"
-        )
-    layers = base.get("num_hidden_layers", 1)
-    if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:  # transformers 5 lists a type for each at once
-        raise errors.AssetsInvalid(
-            "the base assets' config has no believable number of layers",
-            path=where,
-            hint="name the right folder with --hf-assets",
         )
     try:
         return (Qwen3MoeConfig if moe else Qwen3Config).from_dict(dict(base))

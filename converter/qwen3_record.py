@@ -57,6 +57,8 @@ def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, 
             hint="is this the run config of this checkpoint?",
         )
     if run.model is not None:
+        if isinstance(layers := run.model.get("layers"), list):
+            check_record({"num_hidden_layers": len(layers)}, told, run)  # before each of them is made
         _overlay(config, run.model, "model_spec.model", run.path)
         check_record(architecture_of(config), told, run)
     else:

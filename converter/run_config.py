@@ -16,6 +16,8 @@ from converter.files import CONFIG_LIMIT, parse_json, read_regular
 
 NAMES = ("config.json", "job_config.json")
 DTYPES = ("float32", "bfloat16", "float16")
+_MOST = 1 << 31
+"""Counts and lengths of a real run are less."""
 _TOKENIZER_KEYS = (
     ("model", "tokenizer_override"),
     ("molgen_data", "tokenizer_override"),
@@ -161,7 +163,7 @@ def _read(path: Path, payload: bytes, said: dict[str, Any]) -> RunConfig:
     problem = None
     if dtype not in DTYPES:
         problem = f"training.dtype is {dtype!r}, not one of {', '.join(DTYPES)}"
-    if type(seq_len) is not int or seq_len < 1:
+    if type(seq_len) is not int or not 0 < seq_len < _MOST:
         problem = f"training.seq_len is {seq_len!r}"
     for key, value in _dict(said, "model").items():
         if key in DIMENSIONS and value is not None and not isinstance(value, int | float):
@@ -175,7 +177,7 @@ def _read(path: Path, payload: bytes, said: dict[str, Any]) -> RunConfig:
     keep = checkpoint.get("keep_latest_k")
     common: dict[str, Any] = {
         "path": path, "sha256": hashlib.sha256(payload).hexdigest(), "dtype": dtype, "seq_len": seq_len,
-        "keep_latest_k": keep if type(keep) is int else None,
+        "keep_latest_k": keep if type(keep) is int and 0 <= keep < _MOST else None,
     }  # fmt: skip
     if isinstance(said.get("model_spec"), dict):
         spec = said["model_spec"]

@@ -6,6 +6,7 @@ that out of its scope). An allow-list stops code, not memory: limits of memory a
 
 import io
 import pickle
+import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,34 @@ class Named:
 
 
 DTYPES = frozenset("float64 float32 bfloat16 float16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint8 bool uint16 uint32 uint64 complex64".split())  # fmt: skip  # noqa: SIM905
+
+
+_PUTS, _GETS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"}), frozenset({"GET", "BINGET", "LONG_BINGET"})
+_SHARED = frozenset({"GLOBAL", "STACK_GLOBAL", "BINUNICODE", "SHORT_BINUNICODE"})
+"""What makes an object that an honest pickle of a tensor names twice: a class, a text."""
+
+
+def is_bomb(payload: bytes) -> bool:
+    """Whether what this pickle makes could be larger than the pickle: for those that no limited process reads.
+
+    Nine bytes ask the C unpickler for a memo of 200 million places (3 GB); a tuple of twice the tuple before, a hundred
+    times over, takes for ever to hash. Raises ValueError for what is no pickle.
+    """
+    made: dict[int, str] = {}
+    maker = ""
+    for opcode, argument, _ in pickletools.genops(payload):
+        place = argument if isinstance(argument, int) else -1
+        if opcode.name in _PUTS:
+            if place > len(payload):
+                return True
+            made[place] = maker
+        elif opcode.name == "MEMOIZE":
+            made[len(made)] = maker
+        elif (opcode.name in _GETS and made.get(place, "") not in _SHARED) or opcode.name == "DUP":
+            return True
+        else:
+            maker = opcode.name
+    return False
 
 
 class _AllowList(pickle.Unpickler):

@@ -6,6 +6,8 @@ Standard library only.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from converter.errors import printable
+
 
 @dataclass
 class Verdict:
@@ -32,9 +34,9 @@ def show(verdict: Verdict, published: Path, sample: tuple[int, int]) -> None:
     part = f", part {sample[0]} of {sample[1]} of the weights" if sample[1] > 1 else ""
     if verdict.equal:
         print(
-            f"equal: {published} is what {verdict.against} gives{part} ({verdict.tensors} tensors, {verdict.bytes_compared:,} bytes compared)"
+            f"equal: {printable(str(published))} is what {verdict.against} gives{part} ({verdict.tensors} tensors, {verdict.bytes_compared:,} bytes compared)"
         )
     for difference in verdict.differences:
-        print(f"differs: {difference}")
+        print(printable(f"differs: {difference}"))
     for reason in verdict.not_verified:
-        print(f"not verified: {reason}")
+        print(printable(f"not verified: {reason}"))

@@ -5,6 +5,7 @@ manifest included; dtype, shard size, architecture and accepted exceptions are t
 """
 
 import hashlib
+import os
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -14,9 +15,10 @@ from converter.checkpoint import to_json
 from converter.evidence import make_manifest
 from converter.export import Exporter
 from converter.exports import INDEX, Plan, lay_out, target_dtype
-from converter.files import parse_json
+from converter.files import open_regular, parse_json, read_regular
 from converter.manifest import FileEntry, Manifest
 from converter.prover import Prover
+from converter.recorded import LIMIT
 from converter.sinks import Comparer
 from converter.source import Options, look, source_names
 from converter.verdict import Verdict
@@ -89,7 +91,8 @@ def _against_checkpoint(
     with Prover() as prover:
         settled = prover.ask(
             "start", step=str(step), metadata=to_json(source.metadata), run=source.run.to_json(), base=found.base,
-            base_path=str(found.base_path), dtype=source.dtype, architecture=options.architecture,
+            base_path=str(found.base_path), dtype=source.dtype, architecture=options.architecture, io_bandwidth_limit=0,
+            drop_behind=False,
         )  # fmt: skip
         tools = prover.tools
     plan = Plan.from_json(settled["plan"])
@@ -138,7 +141,7 @@ def _part(names: list[str], sample: tuple[int, int]) -> set[str]:
 
 def _compare_small(published: Path, name: str, payload: bytes, verdict: Verdict) -> None:
     try:
-        there = (published / name).read_bytes()
+        there = read_regular(published / name, limit=LIMIT)
     except OSError as error:
         verdict.differs(name, f"cannot be read ({error.strerror})")
         return
@@ -151,7 +154,7 @@ def _compare_small(published: Path, name: str, payload: bytes, verdict: Verdict)
 
 def _entry(path: Path) -> FileEntry:
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path)[0], "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return FileEntry(file.tell(), digest)
     except OSError:
@@ -213,7 +216,7 @@ def _check_self(published: Path, made: Manifest, weights: list[str], verdict: Ve
     """The manifest's own figures against the headers of the weights and the config."""
     try:
         found = [entry for name in weights for entry in hf_step.header(published / name)[0]]
-        config = parse_json((published / "config.json").read_bytes())
+        config = parse_json(read_regular(published / "config.json", limit=LIMIT))
         dtype = config.get("dtype")
     except (OSError, ValueError, AttributeError) as error:
         verdict.differs("config.json or a HF shard", f"cannot be read ({type(error).__name__})")

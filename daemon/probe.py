@@ -14,12 +14,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from converter.storage import Limits
+from converter.storage import PATIENCE, Limits
 from daemon import process
 from daemon.messages import Answer, answer_of
-
-PATIENCE = 4.0
-"""Times its processor time that a process may take in all: the machine is busy, the file system slow."""
 
 
 class ProbeError(Exception):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from converter import layout, manifest
+from converter import errors, layout, manifest
 from daemon.messages import Published
 
 PLACES = ("alongside", "subdirectory")
@@ -78,7 +78,7 @@ def _read(place: str, path: str, wish: Wish, before: Track | None) -> Track | No
             return before if before.missing_since is None else before._replace(missing_since=None)
         directory = Path(path)
         found = manifest.read(directory)
-        foreign = tuple(manifest.foreign_files(directory)[:NAMED])
+        foreign = tuple(map(errors.printable, manifest.foreign_files(directory)[:NAMED]))
         up_to_date = found is not None and manifest.is_up_to_date(
             directory, save_id=wish.save_id, dtype=wish.dtype or found.dtype, max_shard_size=wish.max_shard_size
         )

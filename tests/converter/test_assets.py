@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from converter import assets, errors
+from converter import recorded as recorded_files
 from converter.assets import Search, check_tokens, check_vocabulary, disagreements
+from converter.recorded import LIMIT
 from converter.run_config import RunConfig
 
 
@@ -128,7 +130,7 @@ def test_only_regular_files_up_to_the_limit_are_read(step: Path, tmp_path: Path)
             assets.read(step, run(folder), Search())
     folder = make(tmp_path / "large")
     with (folder / "tokenizer.json").open("wb") as file:
-        file.truncate(assets.LIMIT + 1)
+        file.truncate(LIMIT + 1)
     with pytest.raises(errors.AssetsInvalid, match="larger than"):
         assets.read(step, run(folder), Search())
 
@@ -204,6 +206,6 @@ def test_a_failing_file_system_makes_no_asset_invalid(
     def fail(path: Path, **_: object) -> bytes:
         raise OSError(code, os.strerror(code), str(path))
 
-    monkeypatch.setattr(assets, "read_regular", fail)
+    monkeypatch.setattr(recorded_files, "read_regular", fail)
     with pytest.raises(OSError, match=os.strerror(code)):
         assets.read(step, run(folder), Search())

@@ -1,0 +1,58 @@
+"""Owns docs/fuzzing.md: how many mutated checkpoints were tried, and what became of them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.fuzz.mutators import Mutator
+from tests.fuzz.trial import Became
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "fuzzing.md"
+_HEAD = """# Mutated checkpoints
+
+Made by `make fuzz` (`tests/fuzz`, hypothesis); do not edit. Real tiny checkpoints of TorchTitan and DCP (dense and MoE,
+the names of 0.2, 0.3 and between, four ranks and one, float32 and bfloat16, steps in HF form) are changed, looked into as
+the scanner does it, in a process limited in memory and time, and converted. Each must be refused by an expected error that
+does not blame the machine, or be published as exactly what torch and TorchTitan read in the changed checkpoint. A trial
+fails on any other exception, on anything left behind, and past {cpu:.0f} s of processor time or {growth} MiB of new memory.
+
+"""
+
+
+def document(became: Mapping[Mutator, list[Became]], seed: int) -> str:
+    """docs/fuzzing.md."""
+    from tests.fuzz.trial import CPU_SECONDS, GROWTH
+
+    every = [one for found in became.values() for one in found]
+    slowest, largest = max(every, key=lambda one: one.seconds), max(every, key=lambda one: one.memory)
+    lines = [
+        _HEAD.format(cpu=CPU_SECONDS, growth=GROWTH >> 20),
+        f"{len(every):,} checkpoints, seed {seed}. Slowest: {slowest.seconds:.1f} s of processor time ({slowest.what}, "
+        f"{slowest.outcome}). Most memory to read a `.metadata`: {largest.memory >> 20} MiB ({largest.what}).\n",
+    ]
+    for group in dict.fromkeys(mutator.group for mutator in became):
+        lines.append(
+            f"\n## {group[0].upper()}{group[1:]}\n\n| mutator | tried | published, the same | published, honest | refused |\n"
+        )
+        lines.append("|---|---|---|---|---|\n")
+        for mutator, found in became.items():
+            if mutator.group == group:
+                lines.append(_line(mutator, found))
+    return "".join(lines)
+
+
+def _line(mutator: Mutator, found: list[Became]) -> str:
+    outcomes = Counter(one.outcome for one in found)
+    same, honest = outcomes.pop("the same", 0), outcomes.pop("honest: other", 0)
+    refused = ", ".join(f"{name} {count}" for name, count in outcomes.most_common())
+    return f"| `{mutator.name}` | {len(found)} | {same} | {honest} | {refused} |\n"
+
+
+def said_in(text: str) -> tuple[int, list[str]]:
+    """Number of trials and names of mutators that a document names."""
+    total = re.search(r"^([\d,]+) checkpoints, seed", text, re.MULTILINE)
+    assert total
+    return int(total[1].replace(",", "")), re.findall(r"^\| `([^`]+)` \| \d", text, re.MULTILINE)
