@@ -1,7 +1,7 @@
 """Owns what is asked of the proving process while bytes move: the tokenizer, then both forward passes, in this order.
 
-Standard library only. TorchTitan's pass reads only the checkpoint, so it runs beside the export; HF's runs beside the
-reading back.
+Standard library only. TorchTitan's pass reads only the checkpoint, so it runs beside the export; HF's begins once the
+files are written, beside the rest of TorchTitan's.
 """
 
 import threading
@@ -38,7 +38,7 @@ class Asking:
     def __enter__(self) -> "Asking":
         self._settled = self._pool.submit(self._settle)
         self._tokenizer = self._pool.submit(self._load_tokenizer)
-        self._trained = self._pool.submit(self._forward) if self._options.forward_check == "full" else None
+        self._training = self._pool.submit(self._train) if self._options.forward_check == "full" else None
         return self
 
     def __exit__(
@@ -70,14 +70,15 @@ class Asking:
         with self._phase("tokenizer"):
             where = self._found.tokenizer_path
             said = self._prover.ask("tokenizer", directory=str(self._staging), where=str(where))
-        assets.check_vocabulary(self._source.run, settled["rows"], said["length"], said["highest"], where)
+        assets.check_vocabulary(
+            self._source.run, settled["rows"], said["length"], max(said["highest"], self._found.highest_id), where
+        )
         return said
 
-    def _forward(self) -> dict[str, Any]:
+    def _train(self) -> dict[str, Any]:
         tokenizer = self._tokenizer.result()
-        with self._phase("forward_titan"):
-            ids = assets.check_tokens(tokenizer["length"], tokenizer["added"], POSITIONS)
-            return self._prover.ask("trained", token_ids=ids)
+        ids = assets.check_tokens(tokenizer["length"], tokenizer["added"], POSITIONS)
+        return self._prover.ask("train", token_ids=ids)
 
     def check(self) -> None:
         """Raises what has failed so far, so that an export that is in vain ends."""
@@ -95,20 +96,25 @@ class Asking:
 
     def trained(self) -> dict[str, Any]:
         """What TorchTitan's pass found; empty if the forward check is switched off."""
-        return self._trained.result() if self._trained else {}
+        if self._training is None:
+            return {}
+        self._training.result()
+        return self._pool.submit(self._prover.ask, "trained").result()
 
     def compare(self) -> Callable[[], dict[str, Any]]:
         """Begins HF's pass over the files written; the result waits for the verdict (empty if switched off).
 
         The result raises ForwardMismatch.
         """
-        if self._trained is None:
+        training = self._training
+        if training is None:
             return dict
 
         def ask() -> dict[str, Any]:
+            training.result()
             with self._phase("forward_hf"):
-                return self._prover.ask("compare", staging=str(self._staging))
+                compared = self._prover.ask("compare", staging=str(self._staging))
+            self._phase.phases["forward_titan"] = compared["seconds"]
+            return compared
 
-        comparing = self._pool.submit(ask)
-        trained = self._trained
-        return lambda: trained.result() | comparing.result()
+        return self._pool.submit(ask).result

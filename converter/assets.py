@@ -45,6 +45,8 @@ class Assets:
     tokenizer_path: Path
     tokenizer: dict[str, bytes]
     """File name (with `additional_chat_templates/`) -> bytes."""
+    highest_id: int = -1
+    """Of those that `tokenizer.json` gives out; -1 without one."""
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -71,8 +73,8 @@ def read(step: Path, run: RunConfig, search: Search) -> Assets:
         _json(base_path / "generation_config.json", generation, "--hf-assets")
     recorded = run.tokenizer_path or run.hf_assets_path
     tokenizer_path = _folder("tokenizer", "--tokenizer", search.tokenizer, recorded, step, run, search)
-    tokenizer = _tokenizer(tokenizer_path, None if search.tokenizer else recorded_by)
-    return Assets(base_path, base, generation, tokenizer_path, tokenizer)
+    tokenizer, highest = _tokenizer(tokenizer_path, None if search.tokenizer else recorded_by)
+    return Assets(base_path, base, generation, tokenizer_path, tokenizer, highest)
 
 
 def _folder(
@@ -141,7 +143,8 @@ def _json(path: Path, payload: bytes, flag: str) -> dict[str, Any]:
     return said
 
 
-def _tokenizer(folder: Path, recorded: Recorded | None) -> dict[str, bytes]:
+def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes], int]:
+    """A tokenizer's files, and the highest id that `tokenizer.json` gives out."""
     found = {name: payload for name in ASSET_NAMES if (payload := read_asset(folder / name, recorded)) is not None}
     templates = folder / TEMPLATES
     if templates.is_dir():
@@ -153,10 +156,12 @@ def _tokenizer(folder: Path, recorded: Recorded | None) -> dict[str, bytes]:
         raise errors.AssetsMissing(
             "there is no tokenizer in this folder", path=folder, hint="name the right folder with --tokenizer"
         )
+    highest = -1
     for name, payload in found.items():
         try:
             if name.endswith(".json"):
-                parse_json(payload)
+                said = parse_json(payload)
+                highest = max(highest, _highest_id(said) if name == "tokenizer.json" else -1)
             elif name.endswith((".txt", ".jinja")):
                 payload.decode("utf-8")
             if name == "merges.txt" and any(
@@ -169,7 +174,20 @@ def _tokenizer(folder: Path, recorded: Recorded | None) -> dict[str, bytes]:
                 path=folder / name,
                 hint="name the right folder with --tokenizer",
             ) from None
-    return found
+    return found, highest
+
+
+def _highest_id(said: Any) -> int:
+    """Of a `tokenizer.json`. transformers 5 takes added tokens from `tokenizer_config.json` alone, 4.x these as well.
+
+    Raises ValueError where it is none.
+    """
+    try:
+        vocab = said["model"]["vocab"]
+        ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+        return int(max([-1, *ids, *(token["id"] for token in said.get("added_tokens") or [])]))
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("no tokenizer") from None
 
 
 def render(assets: Assets, config: dict[str, Any], generation: dict[str, Any]) -> dict[str, bytes]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from converter import errors
 from converter.checkpoint import ITEM_BYTES, Chunk, TensorItems
+from converter.files import open_regular
 from converter.items import RESAVE, Payload, locate
 from converter.traffic import Traffic
 
@@ -44,7 +45,7 @@ class Shards:
     def _fd(self, name: str) -> int:
         with self._lock:
             if name not in self._fds:
-                self._fds[name] = os.open(self.step / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                self._fds[name], _ = open_regular(self.step / name)
             return self._fds[name]
 
     def pread_into(self, name: str, buffer: Any, position: int) -> None:

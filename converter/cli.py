@@ -86,7 +86,10 @@ def convert(
         bool, typer.Option("--force", help="Replace a published directory that holds somebody's files.")
     ] = False,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of a HF shard.")] = "50GB",
-    threads: Annotated[int, typer.Option(min=0, help="That move bytes; 0: as many as cores, at most 4.")] = 0,
+    threads: Annotated[
+        int,
+        typer.Option(min=0, help="That move bytes; 0: as many as cores, less one for the forward check, at most 4."),
+    ] = 0,
     forward_check: Annotated[
         Literal["full", "off"], typer.Option(help="Compare TorchTitan's logits with HF's before publishing.")
     ] = "full",

@@ -93,15 +93,15 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
             with Asking(prover, step, staging, source, found, options, phase) as asking:
                 moved = move(source, sources, found.base, staging, options, phase, progress, asking)
                 settled, outcome = asking.settled(), moved.outcome
-                tokenizer = asking.tokenizer()
-                check_bias(step, outcome, options, asking)
                 comparing = asking.compare()
-                with phase("read_back"):
+                with phase("read_back"):  # beside TorchTitan's pass: HF's finds in the page cache what was read here
                     told = Progress("read_back", sum(shard.size for shard in moved.files), progress)
                     entries = read_all(
                         staging, moved.written, asking.written | moved.index, told,
                         options.traffic(model_bytes(metadata)),
                     )  # fmt: skip
+                tokenizer = asking.tokenizer()
+                check_bias(step, outcome, options, asking)
                 compared = comparing()
             warnings = assets.disagreements(settled["config"], found, tokenizer["special"])
             if settled["borrowed"]:

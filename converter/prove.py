@@ -15,6 +15,7 @@ import sys
 from typing import IO, NoReturn
 
 from converter import errors
+from converter.heap import keep_blocks
 from converter.proving import Prover
 from converter.trim import LeftOut
 
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--whole", type=int, metavar="FD", help="import everything; FD holds earlier requests")
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a parent that is killed leaves nothing behind
+    keep_blocks()
     if os.getppid() != options.parent:
         return 1  # it was killed before that
     answers = os.fdopen(os.dup(1), "w", buffering=1)

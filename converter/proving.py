@@ -7,6 +7,9 @@ its parent moves bytes without them.
 import gc
 import json
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +30,9 @@ class Prover:
         self._answers, self._whole = answers, whole
         self.silent = False
         """No progress is told: it was before."""
+        self._telling = threading.Lock()
+        self._done = 0
+        """Layers, of both passes."""
 
     def warm_up(self) -> dict[str, Any]:
         """Imports what the rest needs: asked for at once, while the parent still reads metadata.
@@ -145,16 +151,29 @@ class Prover:
             "special": {name: getattr(loaded, f"{name}_token_id") for name in ("bos", "eos", "pad")},
         }
 
-    def trained(self, token_ids: list[int]) -> dict[str, Any]:
-        """TorchTitan's forward pass over the checkpoint: asked for while the export runs."""
+    def train(self, token_ids: list[int]) -> dict[str, Any]:
+        """Begins TorchTitan's forward pass over the checkpoint, beside the export and HF's pass."""
+        self.token_ids = token_ids
+        pool = ThreadPoolExecutor(1, "TorchTitan's pass")
+        self._passing = pool.submit(self._pass)
+        pool.shutdown(wait=False)  # its thread ends with the pass
+        return {}
+
+    def trained(self) -> dict[str, Any]:
+        """What TorchTitan's pass took and found, once it is over."""
+        return self._passing.result()
+
+    def _pass(self) -> dict[str, Any]:
         from converter import fidelity
         from converter.chunks import Shards
 
-        self.token_ids = token_ids
+        begun = time.monotonic()
         held = {name: items for name, items in self.tensors.items() if items[0].dtype in FLOATS}
         with Shards(self.step, self.traffic) as source:
-            self.expected = fidelity.titan_forward(self.config, held, source, token_ids, self.dtype, self._progress)
-            return {"bytes_read": source.bytes_read, "drift": self.expected.drift}
+            passed = fidelity.titan_forward(self.config, held, source, self.token_ids, self.dtype, self._progress)
+            self.expected = passed
+            seconds = round(time.monotonic() - begun, 3)
+            return {"bytes_read": source.bytes_read, "drift": passed.drift, "seconds": seconds}
 
     def compare(self, staging: str) -> dict[str, Any]:
         """HF's forward pass over the HF shards in `staging`, with config and index as they stand there; and the verdict."""
@@ -164,13 +183,17 @@ class Prover:
         written = parse_json(read_regular(where / "config.json", limit=CONFIG_LIMIT))
         hf_config = qwen3.hf_config(written, moe=qwen3.is_moe(frozenset(self.tensors)), where=where / "config.json")
         got = fidelity.hf_forward(hf_config, where, self.token_ids, self._progress, self.traffic)
+        trained = self.trained()
         found = judge.judge(self.expected, got, where)
-        return {"figures": vars(found), "tolerance": judge.TOLERANCE}
+        return trained | {"figures": vars(found), "tolerance": judge.TOLERANCE}
 
     def _progress(self, done: int, total: int) -> None:
+        """One of `total` layers is done, in one of the two passes."""
         if self.silent:
             return
-        self._answers.write(json.dumps({"progress": [done, total]}) + "\n")
+        with self._telling:
+            self._done += 1
+            self._answers.write(json.dumps({"progress": [self._done, 2 * total]}) + "\n")
 
 
 def check_architecture(base: dict[str, Any], run: dict[str, Any], architecture: str, where: Path) -> list[str]:
@@ -193,7 +216,7 @@ def _load_tokenizer(directory: Path) -> tuple[Any, set[int]]:
 
     def load() -> tuple[Any, set[int]]:
         loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        return loaded, {-1, *loaded.get_vocab().values(), *_ids_in_file(directory / "tokenizer.json")}
+        return loaded, {-1, *loaded.get_vocab().values()}
 
     try:
         return load()
@@ -201,19 +224,6 @@ def _load_tokenizer(directory: Path) -> tuple[Any, set[int]]:
         for name in sorted({*os.listdir(directory)} & {*ASSET_NAMES}):
             read_regular(directory / name, limit=LIMIT)
         return load()
-
-
-def _ids_in_file(file: Path) -> set[int]:
-    """Ids that `tokenizer.json` gives out: transformers 5 takes added tokens from `tokenizer_config.json` alone, 4.x those
-    of `tokenizer.json` as well."""
-    if not file.exists():
-        return set()
-    said = json.loads(file.read_bytes())
-    vocab = said["model"]["vocab"]
-    return {
-        *(vocab.values() if isinstance(vocab, dict) else range(len(vocab))),
-        *(t["id"] for t in said["added_tokens"]),
-    }
 
 
 def tools() -> dict[str, str]:

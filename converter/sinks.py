@@ -149,7 +149,6 @@ def read_back(
             traffic(fd, position, length)
             progress(length)
         check_same(path, at == size, f"the file has {size:,} bytes, {at:,} were written")
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return size, digest.hexdigest()
     finally:
         os.close(fd)

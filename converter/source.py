@@ -11,6 +11,7 @@ from pathlib import Path
 
 from converter import assets, checkpoint, errors, hf_step, layout, manifest, names, run_config, storage
 from converter.exports import INDEX, SAFETENSORS, target_dtype
+from converter.files import read_regular
 from converter.listing import METADATA, SETTLE_SECONDS, Listing, completeness, kind_of, list_step
 from converter.traffic import KEPT_IN_CACHE, Traffic
 
@@ -36,7 +37,7 @@ class Options:
     force: bool = False
     max_shard_size: int = MAX_SHARD_SIZE
     threads: int = 0
-    """0: as many as there are cores to run on, at most 4."""
+    """0: `move.automatic_threads`."""
     forward_check: str = "full"
     if_exists: str = "overwrite"
     metadata_limits: storage.Limits = field(default_factory=storage.Limits)
@@ -181,7 +182,8 @@ def reason_to_skip(published: Path, source: Source, options: Options) -> str | N
 
 
 def _digest(step: Path, form: str) -> str:
-    return hashlib.sha256((step / (INDEX if form == "hf" else METADATA)).read_bytes()).hexdigest()
+    payload = read_regular(step / (INDEX if form == "hf" else METADATA), limit=storage.SIZE_LIMIT)
+    return hashlib.sha256(payload).hexdigest()
 
 
 def check_unchanged(step: Path, source: Source) -> None:

@@ -17,7 +17,7 @@ from converter.exports import SAFETENSORS
 from converter.files import read_into
 from converter.traffic import Traffic
 
-BLOCK = 8 << 20
+BLOCK = 1 << 20
 """Bytes of float32 rows that a linear layer holds at a time."""
 
 
@@ -39,34 +39,35 @@ class DCPSource:
     """Rows of a tensor as the checkpoint holds them, put together and cast to the export's dtype by torch."""
 
     def __init__(self, shards: Shards, tensor: TensorItems, cast: str):
-        self._shards, self._dtype, self._cast = shards, getattr(torch, tensor.dtype), cast
+        self._shards, self._dtype, self._cast = shards, getattr(torch, tensor.dtype), getattr(torch, cast)
         self._stacked = len(tensor.shape) == 3
         shape = tensor.shape[1:] if self._stacked else tensor.shape
         self.rows, self.columns = shape if len(shape) == 2 else (shape[0], 1)
         located = boxes(shards, tensor)
-        self._chunks = [(chunk, box.payload) for chunk, box in zip(tensor.chunks, located, strict=True)]
+        self._chunks = [
+            (self._begins(chunk), self._ends(chunk), box.payload)
+            for chunk, box in zip(tensor.chunks, located, strict=True)
+        ]
 
     def read(self, first: int, last: int, matrix: int = 0) -> Tensor:
-        parts = [
-            (chunk, payload)
-            for chunk, payload in self._chunks
-            if self._begins(chunk)[0] <= matrix < self._ends(chunk)[0]
-        ]
-        out = torch.empty(last - first, self.columns, dtype=self._dtype)
-        for chunk, payload in parts:
-            (slab, top, left), (_, bottom, right) = self._begins(chunk), self._ends(chunk)
+        shape = (last - first, self.columns)
+        out: Tensor | None = None
+        for (slab, top, left), (behind, bottom, right), payload in self._chunks:
             low, high, width = max(first, top), min(last, bottom), right - left
-            if low < high:
-                before = (matrix - slab) * (bottom - top) + low - top
-                size = width * self._dtype.itemsize
-                raw = np.empty((high - low) * size, np.uint8)
-                self._shards.pread_into(payload.file, raw, payload.position + before * size)
-                part = torch.from_numpy(raw).view(self._dtype).view(high - low, width)
-                if part.shape == out.shape:
-                    out = part
-                else:
-                    out[low - first : high - first, left:right] = part
-        return out.to(getattr(torch, self._cast)).float()
+            if not slab <= matrix < behind or low >= high:
+                continue
+            before = (matrix - slab) * (bottom - top) + low - top
+            size = width * self._dtype.itemsize
+            raw = np.empty((high - low) * size, np.uint8)
+            self._shards.pread_into(payload.file, raw, payload.position + before * size)
+            part = torch.from_numpy(raw).view(self._dtype).view(high - low, width)
+            if part.shape == shape:
+                out = part
+                break
+            out = torch.empty(shape, dtype=self._dtype) if out is None else out
+            out[low - first : high - first, left:right] = part
+        assert out is not None
+        return out.to(self._cast).float()
 
     def _begins(self, chunk: Chunk) -> tuple[int, ...]:
         """(matrix, row, column) of a chunk's first element."""
