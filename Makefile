@@ -5,7 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 DEMO ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-slow faults soak fuzz lint venv clean
+.PHONY: run test test-slow faults soak fuzz bench lint venv clean
 
 venv: $(VENV)/.installed
 
@@ -23,7 +23,7 @@ else
 endif
 
 test: venv
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
@@ -41,6 +41,16 @@ faults: venv
 TRIALS ?= 5000
 fuzz: venv
 	FUZZ_TRIALS=$(TRIALS) WRITE_DOCS=1 $(BIN)/python -m pytest tests/fuzz
+
+# Against TorchTitan's own conversion and the floor, in one run: SIZE=1.7B, SHAPE=moe, DTYPE=bfloat16, ADAM=no, RUNS=N,
+# LIMIT=BYTES (once more inside a memory control group; root). Nothing else should run.
+SIZE ?= $(if $(filter moe,$(SHAPE)),moe-3b,0.6B)
+DTYPE ?= $(if $(filter moe,$(SHAPE)),bfloat16,float32)
+ADAM ?= $(if $(filter moe,$(SHAPE)),no,yes)
+RUNS ?= 3
+LIMIT ?= 0
+bench: venv
+	$(BIN)/python -m bench --size $(SIZE) --dtype $(DTYPE) $(if $(filter no,$(ADAM)),--no-adam) --runs $(RUNS) --limit $(LIMIT)
 
 lint: venv
 	$(BIN)/ruff check .

@@ -178,16 +178,16 @@ def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes
 
 
 def _highest_id(said: Any) -> int:
-    """Of a `tokenizer.json`. transformers 5 takes added tokens from `tokenizer_config.json` alone, 4.x these as well.
+    """Of a `tokenizer.json`; -1 of what is none: loading it says so.
 
-    Raises ValueError where it is none.
+    transformers 5 takes added tokens from `tokenizer_config.json` alone, 4.x these as well.
     """
     try:
         vocab = said["model"]["vocab"]
         ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
         return int(max([-1, *ids, *(token["id"] for token in said.get("added_tokens") or [])]))
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError("no tokenizer") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return -1
 
 
 def render(assets: Assets, config: dict[str, Any], generation: dict[str, Any]) -> dict[str, bytes]:

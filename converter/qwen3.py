@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torchtitan.models.qwen3 as titan
-from torch.overrides import TorchFunctionMode
 from torchtitan.models.common.attention import QKVLinear, ScaledDotProductAttention
 from torchtitan.models.common.linear import Linear
 from torchtitan.models.common.token_dispatcher import LocalTokenDispatcher
@@ -27,6 +26,7 @@ from transformers import (
 )
 
 from converter import errors
+from converter.meta import on_meta
 
 EMBEDDING, HEAD = "tok_embeddings.weight", "lm_head.weight"
 BIAS = ".moe.expert_bias_E"
@@ -172,7 +172,7 @@ def titan_model(config: Any, positions: int) -> torch.nn.Module:
             layer.moe.routed_experts.token_dispatcher = LocalTokenDispatcher.Config(
                 num_experts=layer.moe.num_experts, top_k=layer.moe.router.top_k
             )
-    with torch.device("meta"), _NoValues():
+    with on_meta():
         return config.build().eval()
 
 
@@ -207,18 +207,9 @@ def with_architecture(base: dict[str, Any], wanted: Mapping[str, Any]) -> dict[s
     return said | plain | {"rope_parameters": {"rope_theta": wanted["rope_theta"], "rope_type": wanted["rope_type"]}}
 
 
-class _NoValues(TorchFunctionMode):
-    """Within it nothing is initialised, and counted on the CPU: to do either on meta, torch 2.13 imports sympy."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **{**(kwargs or {}), **({"device": "cpu"} if func is torch.arange else {})})
-
-
 def hf_model(config: PretrainedConfig) -> PreTrainedModel:
     """HF's model of `config` on the meta device."""
-    with torch.device("meta"), _NoValues():
+    with on_meta():
         return (Qwen3MoeForCausalLM if isinstance(config, Qwen3MoeConfig) else Qwen3ForCausalLM)(config).eval()
 
 

@@ -94,8 +94,9 @@ def test_what_is_missed_is_imported_after_all_and_the_result_is_the_same(
     assert missing.said.count(AGAIN) == 1
 
 
-def test_a_tokenizer_that_does_not_load_is_refused_only_once_everything_was_imported() -> None:
+def test_a_tokenizer_that_does_not_load_is_refused_only_once_everything_was_imported(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
     missing = proving_by("")
     with missing() as asked, pytest.raises(prover.errors.AssetsInvalid, match="the tokenizer does not load"):
-        asked.ask("tokenizer", directory="/nonexistent", where="/nonexistent")
+        asked.ask("tokenizer", directory=str(tmp_path), where=str(tmp_path))
     assert missing.said.count(AGAIN) == 1
