@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from converter import assets, checkpoint
+from converter import assets, checkpoint, vocabulary
 from converter.clock import Clock
 from converter.prover import Prover
 from converter.source import Options, Source, model_bytes
@@ -66,18 +66,19 @@ class Asking:
 
     def _load_tokenizer(self) -> dict[str, Any]:
         settled = self._settled.result()
+        vocabulary.check_there(tuple(self._found.tokenizer), self._found.highest_id, self._found.tokenizer_path)
         self._prover.ask("config_written", directory=str(self._staging))
         with self._phase("tokenizer"):
             where = self._found.tokenizer_path
             said = self._prover.ask("tokenizer", directory=str(self._staging), where=str(where))
-        assets.check_vocabulary(
+        vocabulary.check_vocabulary(
             self._source.run, settled["rows"], said["length"], max(said["highest"], self._found.highest_id), where
         )
         return said
 
     def _train(self) -> dict[str, Any]:
         tokenizer = self._tokenizer.result()
-        ids = assets.check_tokens(tokenizer["length"], tokenizer["added"], POSITIONS)
+        ids = vocabulary.check_tokens(tokenizer["length"], tokenizer["added"], POSITIONS)
         return self._prover.ask("train", token_ids=ids)
 
     def check(self) -> None:

@@ -6,7 +6,7 @@ names are read, regular files up to a limit, parsed before they are used or copi
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +16,7 @@ from converter.files import CONFIG_LIMIT, parse_json, write_durably
 from converter.manifest import ASSET_NAMES, TEMPLATES
 from converter.recorded import Recorded, is_below, read_asset
 from converter.run_config import RunConfig
+from converter.vocabulary import highest_id
 
 _MOST_LAYERS = 1000
 """Ten times as many as the largest Qwen3 has; transformers 5 lists a type for each at once."""
@@ -161,7 +162,7 @@ def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes
         try:
             if name.endswith(".json"):
                 said = parse_json(payload)
-                highest = max(highest, _highest_id(said) if name == "tokenizer.json" else -1)
+                highest = max(highest, highest_id(said) if name == "tokenizer.json" else -1)
             elif name.endswith((".txt", ".jinja")):
                 payload.decode("utf-8")
             if name == "merges.txt" and any(
@@ -175,19 +176,6 @@ def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes
                 hint="name the right folder with --tokenizer",
             ) from None
     return found, highest
-
-
-def _highest_id(said: Any) -> int:
-    """Of a `tokenizer.json`; -1 of what is none: loading it says so.
-
-    transformers 5 takes added tokens from `tokenizer_config.json` alone, 4.x these as well.
-    """
-    try:
-        vocab = said["model"]["vocab"]
-        ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
-        return int(max([-1, *ids, *(token["id"] for token in said.get("added_tokens") or [])]))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return -1
 
 
 def render(assets: Assets, config: dict[str, Any], generation: dict[str, Any]) -> dict[str, bytes]:
@@ -235,31 +223,3 @@ def disagreements(config: dict[str, Any], assets: Assets, special: dict[str, int
 
 def _ids(value: Any) -> list[int]:
     return [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
-
-
-def check_vocabulary(run: RunConfig, rows: int, length: int, highest: int, where: Path) -> None:
-    """Raises VocabularyMismatch unless embedding rows, recorded figures and tokenizer fit together."""
-    hint = "is this the tokenizer the run was trained with? name it with --tokenizer"
-    if run.padded_vocab_size is not None and run.padded_vocab_size != rows:
-        raise errors.VocabularyMismatch(
-            f"the run recorded {run.padded_vocab_size:,} rows, the embedding has {rows:,}",
-            path=run.path,
-            hint="is this the run config of this checkpoint?",
-        )
-    if length > rows or highest >= rows:
-        raise errors.VocabularyMismatch(
-            f"the tokenizer knows {max(length, highest + 1):,} tokens, the embedding has {rows:,} rows",
-            path=where,
-            hint=hint,
-        )
-    if run.known_tokens is not None and run.known_tokens != length:
-        raise errors.VocabularyMismatch(
-            f"the run recorded {run.known_tokens:,} tokens, the tokenizer knows {length:,}", path=where, hint=hint
-        )
-
-
-def check_tokens(length: int, added: Sequence[int], count: int) -> list[int]:
-    """The tokens of the forward check: always the same for a tokenizer, spread over its ids, added ones last."""
-    special = list(added)[-count // 4 :] if added else []
-    spread = count - len(special)
-    return [(7 + i * length // spread) % length for i in range(spread)] + special

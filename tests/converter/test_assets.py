@@ -12,9 +12,10 @@ import pytest
 
 from converter import assets, errors
 from converter import recorded as recorded_files
-from converter.assets import Search, check_tokens, check_vocabulary, disagreements
+from converter.assets import Search, disagreements
 from converter.recorded import LIMIT
 from converter.run_config import RunConfig
+from converter.vocabulary import check_tokens, check_vocabulary
 
 
 def run(hf_assets: object = None, tokenizer: object = None, **fields: Any) -> RunConfig:

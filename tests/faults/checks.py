@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from converter import (
-    assets,
     chunks,
     convert,
     errors,
@@ -26,6 +25,7 @@ from converter import (
     sinks,
     source,
     standin,
+    vocabulary,
 )
 
 Pass = Callable[..., Any]
@@ -107,9 +107,12 @@ CHECKS = {
     ),
     "vocabulary": Check(
         "embedding rows, recorded figures and tokenizer fit together",
-        (*_functions(assets, "check_vocabulary"), *_functions(qwen3_record, "check_rows")),
+        (*_functions(vocabulary, "check_vocabulary"), *_functions(qwen3_record, "check_rows")),
     ),
-    "tokenizer": Check("the tokenizer loads", ((proving.Prover, "tokenizer", _any_tokenizer),)),
+    "tokenizer": Check(
+        "the tokenizer loads",
+        ((proving.Prover, "tokenizer", _any_tokenizer), *_functions(vocabulary, "check_there")),
+    ),
     "finite": Check("no NaN, no infinity", _functions(export, "check_finite")),
     "cast_range": Check("finite values stay finite in the export's dtype", _functions(export, "check_range")),
     "tied_weights": Check("embedding and head are equal where the model ties them", _functions(export, "check_tied")),

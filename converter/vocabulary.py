@@ -1,0 +1,60 @@
+"""Owns how a tokenizer's ids and an embedding's rows must fit together, and which of them the forward check uses.
+
+Standard library only.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from converter import errors
+from converter.run_config import RunConfig
+
+
+def highest_id(said: Any) -> int:
+    """Of a `tokenizer.json`; -1 of what has none.
+
+    transformers 5 takes added tokens from `tokenizer_config.json` alone, 4.x these as well.
+    """
+    try:
+        vocab = said["model"]["vocab"]
+        ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+        return int(max([-1, *ids, *(token["id"] for token in said.get("added_tokens") or [])]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return -1
+
+
+def check_there(names: Sequence[str], highest: int, where: Path) -> None:
+    """Raises AssetsInvalid for a `tokenizer.json` without ids: transformers 5 makes an empty tokenizer of it."""
+    if "tokenizer.json" in names and highest < 0:
+        raise errors.AssetsInvalid(
+            "the tokenizer has no vocabulary", path=where, hint="name the right folder with --tokenizer"
+        )
+
+
+def check_vocabulary(run: RunConfig, rows: int, length: int, highest: int, where: Path) -> None:
+    """Raises VocabularyMismatch unless embedding rows, recorded figures and tokenizer fit together."""
+    hint = "is this the tokenizer the run was trained with? name it with --tokenizer"
+    if run.padded_vocab_size is not None and run.padded_vocab_size != rows:
+        raise errors.VocabularyMismatch(
+            f"the run recorded {run.padded_vocab_size:,} rows, the embedding has {rows:,}",
+            path=run.path,
+            hint="is this the run config of this checkpoint?",
+        )
+    if length > rows or highest >= rows:
+        raise errors.VocabularyMismatch(
+            f"the tokenizer knows {max(length, highest + 1):,} tokens, the embedding has {rows:,} rows",
+            path=where,
+            hint=hint,
+        )
+    if run.known_tokens is not None and run.known_tokens != length:
+        raise errors.VocabularyMismatch(
+            f"the run recorded {run.known_tokens:,} tokens, the tokenizer knows {length:,}", path=where, hint=hint
+        )
+
+
+def check_tokens(length: int, added: Sequence[int], count: int) -> list[int]:
+    """The tokens of the forward check: always the same for a tokenizer, spread over its ids, added ones last."""
+    special = list(added)[-count // 4 :] if added else []
+    spread = count - len(special)
+    return [(7 + i * length // spread) % length for i in range(spread)] + special
