@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,7 +14,7 @@ from daemon.logs import Logger
 from daemon.messages import Gone, Step
 from daemon.news import AttemptEvents, News, fields_of
 from daemon.records import AttemptKey, Outcome, Row, State
-from daemon.room import LOOK_AGAIN, Room
+from daemon.room import Room
 from daemon.schedule import Job
 from daemon.settings import Settings
 from daemon.tracker import Tracked, Tracker
@@ -75,13 +75,15 @@ class Conversions:
     def start_due(self, settings: Settings, now: float) -> None:
         """Starts what is due."""
         newest = () if self._once else [root for root in settings.roots if settings.for_root(root).order == "newest"]
-        jobs = [job for job in self.due() if not self._room.is_paused(job.root, now)]
+        due = self.due()
+        self._room.keep_only({job.path for job in due})
+        jobs = [job for job in due if not self._room.is_paused(job.root, now)]
         for job in schedule.next_jobs(
             jobs, slots=len(jobs), now=now, newest_first=newest, last_started=self._last_started
         ):
             if self._busy() >= settings.workers:
                 return
-            if self._has_room(job, now):
+            if self._has_room(job):
                 self._start(job, now)
 
     def rehearse(self) -> None:
@@ -119,24 +121,20 @@ class Conversions:
         away = {root for root, watcher in self._watchers.items() if watcher.is_reachable is False}
         return sum(started.job.root not in away for started, _ in self._running.values())
 
-    def _has_room(self, job: Job, now: float) -> bool:
+    def _has_room(self, job: Job) -> bool:
         watcher = self._watchers[job.root]
         if watcher.free_bytes is None:
             return False
         reserved = sum(other.job.export_bytes for other, _ in self._running.values() if other.job.root == job.root)
         lack = self._room.lack(job, free_bytes=watcher.free_bytes, reserved=reserved, settings=watcher.settings)
         if lack is not None and not reserved:
-            self._pause(job, now + LOOK_AGAIN, lack)
+            self._room.waits(job, lack)
+            if self._once:  # its one attempt
+                self._tracker.tried.add(job.path)
+                self.failures += 1
+                log = self._tracker.step_log(job.root, self._tracker.waiting[job.path].facts)
+                log.error("conversion_failed", attempt=0, quarantined=False, retry_at=None, **lack)
         return lack is None
-
-    def _pause(self, job: Job, until: float, fields: dict[str, Any]) -> None:
-        """No room on a root. With `--once` it is the step's one attempt."""
-        self._room.pause(job.root, until, fields)
-        if self._once and job.path not in self._tracker.tried:
-            self._tracker.tried.add(job.path)
-            self.failures += 1
-            log = self._tracker.step_log(job.root, self._tracker.waiting[job.path].facts)
-            log.error("conversion_failed", attempt=0, quarantined=False, retry_at=None, **fields)
 
     # One attempt
     def _start(self, job: Job, now: float) -> None:
@@ -246,7 +244,7 @@ class Conversions:
         if follows.state == State.UNSUPPORTED:
             self._tracker.block(job.root, latest, Block(outcome.error or "", outcome.message, outcome.hint), fields)
         if follows.pauses_root:
-            self._pause(job, follows.next_attempt or now, why)
+            self._room.pause(job.root, follows.next_attempt or now, why)
         if outcome.retry in (Retry.VANISHED, Retry.INCOMPLETE, Retry.SUSPECT):
             # Scanner and converter did not agree about the step: it is looked at anew, but not in a tight circle.
             asyncio.get_running_loop().call_later((follows.next_attempt or now) - now, self._look, job)

@@ -1,5 +1,6 @@
-"""Owns which roots have room: one where an export does not fit is paused, and no attempt is burned."""
+"""Owns for what there is room: an export that does not fit waits, holds no smaller one up, and burns no attempt."""
 
+from collections.abc import Collection
 from typing import Any
 
 from daemon import schedule, units
@@ -7,17 +8,16 @@ from daemon.logs import Logger
 from daemon.schedule import Job
 from daemon.settings import Settings
 
-LOOK_AGAIN = 5.0
-"""Seconds between two looks at whether a full root has room again."""
-
 
 class Room:
-    """Pauses and resumes roots, and says so."""
+    """Which steps wait for room, and which roots were found full; says so once a root."""
 
     def __init__(self, log: Logger) -> None:
         self._log = log
+        self._short: dict[str, str] = {}
+        """Steps that do not fit, and their root."""
         self._paused: dict[str, float] = {}
-        """Roots without room, and until when (epoch seconds) nothing is started there."""
+        """Roots on which a conversion met a full file system, and until when (epoch seconds) nothing is started there."""
         self._full: dict[str, int] = {}
         """How often in a row a conversion met a full file system, by root."""
 
@@ -26,15 +26,16 @@ class Room:
         return self._paused.get(root, 0.0) > now
 
     def pause(self, root: str, until: float, fields: dict[str, Any]) -> None:
-        """Nothing is started on `root` before `until`; said once."""
-        if root not in self._paused:
+        """A conversion met a full file system: nothing is started on `root` before `until`."""
+        if root not in self._paused and root not in self._short.values():
             self._log.warning("queue_paused", root=root, **fields)
         self._paused[root] = until
 
     def lack(self, job: Job, *, free_bytes: int, reserved: int, settings: Settings) -> dict[str, Any] | None:
         """What speaks against starting `job` beside exports of `reserved` bytes, as fields of a log line."""
         if schedule.has_room(job, free_bytes=free_bytes, reserved=reserved, settings=settings):
-            if self._paused.pop(job.root, None) is not None:
+            waited = self._short.pop(job.path, None) or (self._paused.pop(job.root, None) is not None)
+            if waited and job.root not in self._short.values():
                 self._log.info("queue_resumed", root=job.root, free_bytes=free_bytes)
             return None
         message = (
@@ -42,6 +43,16 @@ class Room:
             f"min_free_space is {units.show_size(settings.min_free_space)}"
         )
         return {"error": "NoSpace", "message": message, "hint": "free space, or lower min_free_space"}
+
+    def waits(self, job: Job, fields: dict[str, Any]) -> None:
+        """`job` does not fit, with nothing else running on its root."""
+        if job.root not in self._paused and job.root not in self._short.values():
+            self._log.warning("queue_paused", root=job.root, **fields)
+        self._short[job.path] = job.root
+
+    def keep_only(self, paths: Collection[str]) -> None:
+        """Forgets steps that want nothing any more: purged, or failed otherwise."""
+        self._short = {path: root for path, root in self._short.items() if path in paths}
 
     def was_full(self, root: str) -> int:
         """A conversion met a full file system; how often in a row."""
