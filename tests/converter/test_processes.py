@@ -25,7 +25,14 @@ COMMAND = (sys.executable, "-P", "-m", "converter")
 
 def start(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
     command = [*COMMAND, *map(str, arguments), "--events"]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
+
+
+def heed_interrupts() -> None:
+    """As from a terminal: whoever runs the tests in the background has a shell that ignores SIGINT for them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def children(pid: int) -> list[int]:
