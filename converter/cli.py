@@ -88,7 +88,7 @@ def convert(
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of a HF shard.")] = "50GB",
     threads: Annotated[
         int,
-        typer.Option(min=0, help="That move bytes; 0: as many as cores, less one for the forward check, at most 4."),
+        typer.Option(min=0, help="That move bytes; 0: as many as cores, at most 4."),
     ] = 0,
     forward_check: Annotated[
         Literal["full", "off"], typer.Option(help="Compare TorchTitan's logits with HF's before publishing.")

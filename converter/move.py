@@ -84,11 +84,6 @@ def move(
         return _export(plan, source, staging, options, tell, asking)
 
 
-def automatic_threads(*, prover_is_busy: bool) -> int:
-    """As many as there are cores, but for one where the prover computes all along; at most 4, one at least."""
-    return max(1, min(4, len(os.sched_getaffinity(0)) - prover_is_busy))
-
-
 def _provisional(source: Source, sources: Mapping[str, str], base: dict[str, Any]) -> Plan | None:
     tensors = source.metadata.tensors
     if source.metadata.form == "hf":
@@ -106,7 +101,7 @@ def _export(plan: Plan, source: Source, staging: Path, options: Options, tell: T
         write_durably(staging / INDEX, index)
     told = Progress("export", model_bytes(source.metadata), tell, asking.check)
     traffic = options.traffic(model_bytes(source.metadata))
-    threads = options.threads or automatic_threads(prover_is_busy=options.forward_check == "full")
+    threads = options.threads or min(4, len(os.sched_getaffinity(0)))
     with Writer(staging, files, traffic) as writer:
         outcome = Exporter(
             source.listing.path, plan, files, tensors, source.dtype, threads, told, writer, traffic

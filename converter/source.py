@@ -37,7 +37,7 @@ class Options:
     force: bool = False
     max_shard_size: int = MAX_SHARD_SIZE
     threads: int = 0
-    """0: `move.automatic_threads`."""
+    """0: as many as there are cores to run on, at most 4."""
     forward_check: str = "full"
     if_exists: str = "overwrite"
     metadata_limits: storage.Limits = field(default_factory=storage.Limits)
