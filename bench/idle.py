@@ -19,8 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import msgspec
-
 from bench.measure import family
 from converter import layout
 from converter.storage import probe
@@ -66,7 +64,7 @@ def make(place: Path, runs: int, steps: int) -> None:
             ledger.put(
                 Row(
                     path=path, root=str(place / "root"), run=str(run), run_name=run.parent.name, step=number,
-                    save_id=answer.save_id or "", state=State.DONE, answer=msgspec.structs.replace(answer), complete_at=1.0,
+                    save_id=answer.save_id or "", state=State.DONE, answer=answer, complete_at=1.0,
                 )
             )  # fmt: skip
     ledger.close()
