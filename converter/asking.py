@@ -16,9 +16,8 @@ from converter.clock import Clock
 from converter.prover import Prover
 from converter.source import Options, Source, model_bytes
 
-POSITIONS = 32
-"""Tokens of the forward check: at theta 1e6 and head_dim 128, half of rope's pairs have turned by more than 0.03 rad
-by then, and at theta 1e4 (the commonest wrong value) by three times as much."""
+TOKENS = 16
+"""Of the forward check; each costs both models a thirtieth of a second at 0.6B (docs/performance.md)."""
 
 
 class Asking:
@@ -78,7 +77,7 @@ class Asking:
 
     def _train(self) -> dict[str, Any]:
         tokenizer = self._tokenizer.result()
-        ids = vocabulary.check_tokens(tokenizer["length"], tokenizer["added"], POSITIONS)
+        ids = vocabulary.check_tokens(tokenizer["length"], tokenizer["added"], TOKENS)
         return self._prover.ask("train", token_ids=ids)
 
     def check(self) -> None:

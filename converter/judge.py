@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 q_norm and k_norm in one layer moves them by 0.008."""
 TIE_MARGIN = 1e-6
 """Router probabilities of the k-th and the next expert nearer than this may be ordered either way by rounding."""
-COMPARED_AT_LEAST = 16
+COMPARED_AT_LEAST = 8
 """Positions, however near to ties the others are."""
 CHANNELS = 64
 """Of a module's output, about so many are kept, to tell where two passes diverge."""

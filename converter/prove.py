@@ -61,6 +61,10 @@ def _answer(prover: Prover, line: str) -> str:
         answer = {"failed": error.as_event()}
     except OSError as error:
         answer = {"failed": errors.from_oserror(error).as_event()}
+    except Exception as error:
+        if prover.whole:
+            raise
+        raise LeftOut(f"a {type(error).__name__}") from error  # of something that was not there, perhaps
     return json.dumps(answer) + "\n"
 
 

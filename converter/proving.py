@@ -27,7 +27,7 @@ class Prover:
     """One step's conversion, seen from the side of torch: `start`, then `tokenizer` and `compare`."""
 
     def __init__(self, answers: IO[str], *, whole: bool = False):
-        self._answers, self._whole = answers, whole
+        self._answers, self.whole = answers, whole
         self.silent = False
         """No progress is told: it was before."""
         self._telling = threading.Lock()
@@ -40,18 +40,14 @@ class Prover:
         Raises LeftOut where it needs something that was not imported; so may every other request.
         """
         gc.disable()  # 16,000 objects' worth of modules: collecting while they load costs a sixth of the time
+        if not self.whole:
+            leave_out()
         import torch
 
         torch.set_num_threads(1)
-        try:
-            if not self._whole:
-                leave_out()
-            import converter.fidelity
-            import converter.plan  # noqa: F401
-        except Exception as error:
-            if self._whole:
-                raise
-            raise LeftOut(f"{type(error).__name__}: {error}") from error
+        import converter.fidelity
+        import converter.plan  # noqa: F401
+
         gc.freeze()
         gc.enable()
         return {"tools": tools()}
@@ -134,7 +130,7 @@ class Prover:
         try:
             loaded, ids = _load_tokenizer(Path(directory))
         except Exception as error:  # a tokenizer's files can make it raise anything; nothing of them is quoted
-            if not self._whole:
+            if not self.whole:
                 raise LeftOut(f"the tokenizer ({type(error).__name__})") from None
             if isinstance(error, OSError) and error.errno:
                 raise

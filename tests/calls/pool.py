@@ -74,6 +74,8 @@ class Pool:
         row = Row(suite, situation)
         for answer in self._threads.map(lambda job: self.ask(function, **job), list(jobs)):
             row.add(answer)
+            for line in answer["broken"]:
+                print(line, flush=True)
         ROWS.append(row)
         assert not row.broken, f"{len(row.broken)} of {row.points} points:\n" + "\n".join(row.broken[:40])
         assert row.points
