@@ -147,12 +147,10 @@ def _json(path: Path, payload: bytes, flag: str) -> dict[str, Any]:
 def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes], int]:
     """A tokenizer's files, and the highest id that `tokenizer.json` gives out."""
     found = {name: payload for name in ASSET_NAMES if (payload := read_asset(folder / name, recorded)) is not None}
-    templates = folder / TEMPLATES
-    if templates.is_dir():
-        for path in sorted(templates.glob("*.jinja")):
-            payload = read_asset(path, recorded)
-            if payload is not None:
-                found[f"{TEMPLATES}/{path.name}"] = payload
+    for name in _templates(folder):
+        payload = read_asset(folder / name, recorded)
+        if payload is not None:
+            found[name] = payload
     if not found.keys() & {"tokenizer.json", "vocab.json", "tokenizer.model"}:
         raise errors.AssetsMissing(
             "there is no tokenizer in this folder", path=folder, hint="name the right folder with --tokenizer"
@@ -176,6 +174,17 @@ def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes
                 hint="name the right folder with --tokenizer",
             ) from None
     return found, highest
+
+
+def _templates(folder: Path) -> list[str]:
+    """Names of more chat templates. Raises OSError: none is left out because the file system failed."""
+    if TEMPLATES not in os.listdir(folder):
+        return []
+    try:
+        names = os.listdir(folder / TEMPLATES)
+    except NotADirectoryError:
+        return []
+    return [f"{TEMPLATES}/{name}" for name in sorted(names) if name.endswith(".jinja")]
 
 
 def render(assets: Assets, config: dict[str, Any], generation: dict[str, Any]) -> dict[str, bytes]:

@@ -39,15 +39,22 @@ def convert_step(step: Path, options: Options, report: Report, prover: Callable[
 
     `prover` starts the process that has torch. Raises a ConversionError.
     """
+
+    def progress(name: str, done: int, total: int) -> None:
+        report("conversion_progress", {"phase": name, "bytes_done": done, "bytes_total": total})
+
     try:
-        _convert(step, options, report, prover)
+        with prover(lambda done, of: progress("forward", done, of)) as started:  # first: what it imports takes longest
+            _convert(step, options, report, progress, started)
     except OSError as error:
         if _is_gone(step):
             raise errors.StepVanished("the step is gone", path=step, hint="the trainer purged it") from None
         raise errors.from_oserror(error, error.filename or options.output or step.parent) from error
 
 
-def _convert(step: Path, options: Options, report: Report, start_prover: Callable[..., Prover]) -> None:
+def _convert(
+    step: Path, options: Options, report: Report, progress: Callable[[str, int, int], None], prover: Prover
+) -> None:
     begun, phase = time.monotonic(), Clock()
     number = layout.step_number(step.name)
     assert number is not None
@@ -63,20 +70,13 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
             report("conversion_skipped", about | {"reason": reason})
         return reason is not None
 
-    def progress(name: str, done: int, total: int) -> None:
-        report("conversion_progress", {"phase": name, "bytes_done": done, "bytes_total": total})
-
     def waiting(owner: Owner | None) -> None:
         who = {"owner": owner.host.partition("/")[0], "pid": owner.pid} if owner else {}
         report("waiting_for_lock", {"path": str(folder / layout.lock_name(number)), **who})
 
     if skipped():
         return
-    with (
-        publish.folder_for(folder),
-        Lock(folder, number, on_wait=waiting, sleep=options.sleep) as lock,
-        start_prover(lambda done, of: progress("forward", done, of)) as prover,
-    ):
+    with publish.folder_for(folder), Lock(folder, number, on_wait=waiting, sleep=options.sleep) as lock:
         publish.clear(folder, number)
         if skipped():
             return

@@ -47,10 +47,7 @@ def read_asset(path: Path, recorded: Recorded | None) -> bytes | None:
     A link may lead to it (hub caches); `recorded` is None where a person named the folder. Raises AssetsInvalid for what
     is not read, OSError where the file system failed.
     """
-    try:
-        if path.name not in os.listdir(path.parent):
-            return None
-    except (FileNotFoundError, NotADirectoryError):
+    if path.name not in os.listdir(path.parent):
         return None
     try:
         return read_regular(path, limit=LIMIT, follow=True, refuse=recorded.refuse if recorded else None)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -162,6 +163,10 @@ def check_same(path: Path, same: bool, otherwise: str) -> None:
         )
 
 
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
 def read_all(
     staging: Path,
     written: Mapping[str, Writes],
@@ -174,7 +179,11 @@ def read_all(
     Raises ExportMismatch, also where a file is missing or nobody's.
     """
     wanted = dict(written) | {name: in_one(payload) for name, payload in small.items()}
-    found = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
+    found = {
+        os.path.relpath(os.path.join(folder, name), staging)
+        for folder, _, names in os.walk(staging, onerror=_raise)
+        for name in names
+    }
     for name in sorted(found ^ wanted.keys()):
         check_same(staging / name, False, "the file was not written" if name in wanted else "the file is not ours")
     return {

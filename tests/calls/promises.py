@@ -79,10 +79,8 @@ def _retries(fault: Fault, said: dict[str, Any]) -> set[str]:
     """What a failed conversion may tell its caller to expect."""
     if fault.mode == Mode.SHORT or fault.error == errno.EINTR:
         return set()
-    if fault.error in FULL:
-        return {Retry.SPACE}
-    allowed = {Retry.BACKOFF}
-    if "config.json" in said["fired"]:
+    allowed = {Retry.SPACE if fault.error in FULL else Retry.BACKOFF}
+    if said["fired"].endswith("/checkpoint/config.json"):  # closing what was only read may report any of them
         allowed.add(Retry.CONFIG)
     if fault.error == errno.ENOENT:
         allowed |= {Retry.VANISHED, Retry.INCOMPLETE}
