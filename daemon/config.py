@@ -130,6 +130,11 @@ def _value(key: str, value: Any, where: str, folder: str) -> Any:
         raise SettingsError(
             f'{key} in {where} must be a number or text such as "10{"s" if how["unit"] == "duration" else "GB"}"'
         )
+    if "address" in how and isinstance(value, str) and value:
+        try:
+            units.address(value)
+        except ValueError as error:
+            raise SettingsError(f"{key} in {where}: {error}") from None
     if "path" in how and isinstance(value, str):
         return os.path.normpath(os.path.join(folder, os.path.expanduser(value))) if value else value
     if "path" in how and isinstance(value, list):

@@ -17,6 +17,7 @@ from daemon.records import AttemptKey, Outcome, Row, State
 from daemon.room import Room
 from daemon.schedule import Job
 from daemon.settings import Settings
+from daemon.tally import Tally
 from daemon.tracker import Tracked, Tracker
 from daemon.verdict import Block, Verdict
 from daemon.watcher import RootWatcher
@@ -46,6 +47,7 @@ class Conversions:
         log: Logger,
         news: News,
         *,
+        tally: Tally,
         watchers: Mapping[str, RootWatcher],
         once: bool,
         wake: Callable[[], None],
@@ -53,7 +55,7 @@ class Conversions:
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
-        self._tracker, self._ledger, self._news = tracker, ledger, news
+        self._tracker, self._ledger, self._news, self._tally = tracker, ledger, news, tally
         self._watchers = watchers
         self._once = once
         self._wake = wake
@@ -116,6 +118,10 @@ class Conversions:
         return Job(facts.path, tracked.root, facts.run, facts.step, judged.not_before, size)
 
     # Room
+    def waits_for_room(self, root: str) -> bool:
+        """Whether something on `root` waits for room."""
+        return self._room.is_short(root, self._clock())
+
     def _busy(self) -> int:
         """Workers in use; one that waits for a root that is away, until `deadline`, holds no other root up."""
         away = {root for root, watcher in self._watchers.items() if watcher.is_reachable is False}
@@ -169,13 +175,15 @@ class Conversions:
         job, row = started.job, started.row
         try:
             outcome = await started.attempt.run()
-            self._ledger.end_attempt(started.key, outcome, self._clock())
+            ended = self._clock()
+            self._ledger.end_attempt(started.key, outcome, ended)
             if outcome.killed and job.root in self._watchers:
                 await self._watchers[job.root].sweep(started.request.folder, timeout=1.5)
             latest = self._tracker.waiting[job.path].facts
             is_gone = job.path in self._tracker.gone
             if is_gone and outcome.result == "failed":  # whatever it met: it was purged meanwhile
                 outcome = Outcome(result="failed", error="StepVanished", message="it was purged", retry=Retry.VANISHED)
+            self._tally.attempt(job.run, outcome, ended)
             match outcome.result:
                 case "succeeded" | "skipped":
                     self._succeeded(started, outcome, latest)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from daemon import database
+from daemon import database, overview
 from daemon.database import Connection, Record, transaction
 from daemon.messages import Answer
 from daemon.process import is_alive, owner_of
@@ -139,6 +139,19 @@ class Ledger:
         return {
             row["step_path"]: {**row, "event": msgspec.json.decode(row["event"] or "{}")} for row in map(dict, found)
         }
+
+    # In sum
+    def overview(self) -> overview.Overview:
+        """Where all steps stand."""
+        return overview.of(self._db)
+
+    def last_successes(self) -> dict[str, float]:
+        """By path of the run, when a step of it was last converted."""
+        return overview.last_successes(self._db)
+
+    def revision(self) -> tuple[int, int, bool]:
+        """Another one than before if anything may have changed, by whomever."""
+        return self._db.total_changes, self._db.execute("PRAGMA data_version").fetchone()[0], self.is_away
 
     # Runs
     def block(self, run: str) -> Block | None:

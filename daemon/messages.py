@@ -129,6 +129,12 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="gon
     path: str
 
 
+class RunGone(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="run_gone"):
+    """A run is not there any more, nor any of its steps, of which `Gone` was said."""
+
+    run: str
+
+
 class Scanning(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="scanning"):
     """A scan of the whole root begins: the root is there."""
 
@@ -168,7 +174,7 @@ class Unreachable(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
 
 
 ToScanner = Config | Known | Begin | Look | Sweep
-FromScanner = Started | Alive | Run | Step | Gone | Scanning | Scanned | Swept | Said | Unreachable
+FromScanner = Started | Alive | Run | Step | Gone | RunGone | Scanning | Scanned | Swept | Said | Unreachable
 
 encode = msgspec.json.Encoder().encode
 _to_scanner: msgspec.json.Decoder[ToScanner] = msgspec.json.Decoder(ToScanner)

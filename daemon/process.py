@@ -80,6 +80,19 @@ def settle_memory() -> None:
         _libc.malloc_trim(0)  # glibc's; musl has none
 
 
+def peak_memory(pid: int) -> int:
+    """Bytes: the sum of what `pid` and its descendants each had resident at most (VmHWM, proc(5)); 0 once it is gone."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                total = int(line.split()[1]) << 10
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            children = Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
+            total += sum(peak_memory(int(child)) for child in children)
+    return total
+
+
 def owner_of(pid: int) -> str:
     """A process as it is named for others: pid and start time, since a pid alone may be another process by now."""
     try:

@@ -65,6 +65,8 @@ class Outcome(msgspec.Struct, kw_only=True, frozen=True):
     retry: Retry = Retry.BACKOFF
     killed: bool = False
     """It did not end by itself: something of it may be left in the output folder."""
+    peak_memory: int = 0
+    """Bytes that it had resident at most (`process.peak_memory`)."""
 
 
 class AttemptKey(NamedTuple):

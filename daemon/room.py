@@ -25,6 +25,10 @@ class Room:
         """Whether nothing is to be started there yet."""
         return self._paused.get(root, 0.0) > now
 
+    def is_short(self, root: str, now: float) -> bool:
+        """Whether something waits for room there."""
+        return self.is_paused(root, now) or root in self._short.values()
+
     def pause(self, root: str, until: float, fields: dict[str, Any]) -> None:
         """A conversion met a full file system: nothing is started on `root` before `until`."""
         if root not in self._paused and root not in self._short.values():

@@ -11,19 +11,27 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from daemon import worker
 from daemon.config import SettingsError
 from daemon.conversions import Command, Conversions
+from daemon.health import Pulse
 from daemon.ledger import Ledger
 from daemon.logs import Logger
-from daemon.messages import Alive, FromScanner, Gone, Run, Said, Scanning, Started, Step, Swept, Unreachable
+from daemon.messages import Alive, FromScanner, Gone, Run, RunGone, Said, Scanning, Started, Step, Swept, Unreachable
 from daemon.news import News
+from daemon.presence import Presence
 from daemon.records import State
 from daemon.settings import Settings
+from daemon.sources import Sources
 from daemon.systemd import Notifier
+from daemon.tally import Tally
 from daemon.tracker import Tracker
 from daemon.watcher import RootWatcher
+
+if TYPE_CHECKING:
+    from daemon.endpoints import Endpoints
 
 TICK = 1.0
 READY_AFTER = 10.0
@@ -60,11 +68,13 @@ class Service:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         news = News(ledger, log, once=self._once)
         self._tracker = Tracker(ledger, log, news, settings_of=self._settings_of, once=self._once, clock=clock)
+        self._tally, self._presence, self._pulse = Tally(), Presence(), Pulse()
         self._conversions = Conversions(
             self._tracker,
             ledger,
             log,
             news,
+            tally=self._tally,
             watchers=self._watchers,
             once=self._once,
             wake=lambda: self._wake.set(),
@@ -72,6 +82,11 @@ class Service:
             clock=clock,
             jitter=jitter,
         )
+        self._sources = Sources(
+            lambda: self._settings, ledger, self._watchers, self._tracker, self._conversions,
+            self._tally, self._presence, self._pulse,
+        )  # fmt: skip
+        self._endpoints: Endpoints | None = None
         self._wake = asyncio.Event()
         self._stopping = False
         self._began: set[str] = set()
@@ -94,6 +109,7 @@ class Service:
         )
         finished = False
         try:
+            await self._serve()
             self._start_watchers()
             while not self._stopping and not (finished := self._is_finished()):
                 self._wake.clear()
@@ -118,7 +134,7 @@ class Service:
 
     # The loop
     def _tick(self) -> None:
-        now = self._clock()
+        now, self._pulse.ticked_at = self._clock(), time.monotonic()
         self._ledger.go_back()
         if not self._once and self._ledger.changed():
             for path in self._ledger.take_requests(self._settings.roots):
@@ -131,6 +147,7 @@ class Service:
         self._tell_systemd()
 
     def _on_message(self, root: str, message: FromScanner) -> None:
+        self._presence.on_message(root, message)
         match message:
             case Started(observer=observer, mount=mount):
                 self._log.info("root_watched", root=root, observer=observer, mount=mount)
@@ -145,7 +162,7 @@ class Service:
                 return
             case Scanning() | Unreachable():
                 self._began.add(root)
-            case Alive() | Swept():
+            case Alive() | Swept() | RunGone():
                 return
         self._wake.set()
 
@@ -189,6 +206,7 @@ class Service:
             task.cancel()
             del self._watchers[root]
             self._tracker.forget_root(root)
+            self._presence.forget_root(root)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # Signals
@@ -201,13 +219,15 @@ class Service:
         except SettingsError as error:
             self._log.error("config_invalid", message=str(error), hint="the settings from before stay in use")
             self._notifier.ready(self._status())
+            self._pulse.is_config_good = False
             return
         asyncio.get_running_loop().create_task(self._apply(new))
 
     async def _apply(self, new: Settings) -> None:
         if new.state_dir != self._settings.state_dir:
             self._log.warning("config_needs_restart", message="a new state_dir is used after a restart only")
-        self._settings = new
+        self._settings, self._pulse.is_config_good = new, True
+        await self._serve()
         await self._stop_watchers(
             [
                 root
@@ -220,11 +240,24 @@ class Service:
         self._notifier.ready(self._status())
         self._wake.set()
 
+    async def _serve(self) -> None:
+        """Serves the pages where the configuration wants them; only who watches does."""
+        address = self._settings.metrics_address
+        if self._endpoints is None and address and not self._once:
+            from daemon.endpoints import Endpoints  # prometheus_client is 5 MB that nobody else needs
+
+            self._endpoints = Endpoints(self._sources, self._log)
+        if self._endpoints is not None:
+            await self._endpoints.use(address)
+
     async def _let_go(self) -> None:
         """Ends conversions, then scanners, within 10 s, and leaves nothing of ours in a checkpoint folder."""
         self._notifier.stopping()
+        self._pulse.is_stopping = True
         await self._conversions.stop()
         await self._stop_watchers(list(self._watchers))
+        if self._endpoints is not None:
+            await self._endpoints.close()
         self._ledger.unregister()
         self._log.info("daemon_stopped")
 

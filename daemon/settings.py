@@ -188,6 +188,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             extra=_ROOT_SIZE,
         ),
     ] = 0
+    metrics_address: Annotated[
+        str,
+        Meta(
+            description="Where `/metrics`, `/healthz` and `/readyz` are served while it watches; empty is off.",
+            extra={"address": True},
+        ),
+    ] = "127.0.0.1:9469"
 
     root: Annotated[
         dict[str, dict[str, Any]], Meta(description='`[root."/path"]`: a root, and the keys that differ there.')
@@ -210,7 +217,7 @@ def type_of(key: str) -> Any:
 
 
 def extra(key: str) -> dict[str, Any]:
-    """How a key's value is written ("unit", "path"), and whether a root's table may set it ("per_root")."""
+    """How a key's value is written ("unit", "path", "address"), and whether a root's table may set it ("per_root")."""
     return KEYS[key].extra or {}
 
 

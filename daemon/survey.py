@@ -101,6 +101,7 @@ class Survey:
         for path in [path for path in self._runs if path not in found and not self._is_unseen(path, found, full)]:
             if self._runs[path].missing():
                 del self._runs[path]
+                self._voice.emit(messages.RunGone(run=path))
         self._earlier = {}
         self._voice.emit(
             messages.Scanned(

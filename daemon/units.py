@@ -1,4 +1,4 @@
-"""Owns how durations, sizes and times are written: `"10s"` and `"50GB"` in, seconds and bytes out, and back."""
+"""Owns how durations, sizes, times and addresses are written: `"10s"`, `"50GB"` in, seconds and bytes out, and back."""
 
 import re
 import time
@@ -10,6 +10,7 @@ SIZES = {
     **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGTP", start=1)},
     "KB": 1000,
 }
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):(\d{1,5})")
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -28,6 +29,14 @@ def _quantity(text: str, units: dict[str, float] | dict[str, int], bare: str) ->
     if match is None or (match[2] or bare) not in units:
         raise ValueError(f"{text!r} is not a number with one of the units {', '.join(units)}")
     return float(match[1]) * units[match[2] or bare]
+
+
+def address(text: str) -> tuple[str, int]:
+    """Host and port of `"127.0.0.1:9469"`, `"[::1]:9469"`, `"login1:9469"`. Raises ValueError."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not 0 < int(match[3]) < 1 << 16:
+        raise ValueError(f"{text!r} is not an address and a port, such as 127.0.0.1:9469 or [::1]:9469")
+    return match[1] or match[2], int(match[3])
 
 
 def show_duration(seconds: float) -> str:

@@ -44,6 +44,11 @@ class RootWatcher:
         """None until the first scan ended or failed."""
         self.free_bytes: int | None = None
         self.settling = 0
+        self.last_scan: Scanned | None = None
+        self.scanned_at: float | None = None
+        """When the last scan ended, epoch seconds."""
+        self.scanner_ends = 0
+        """Scanners that died or were killed."""
 
     async def run(self) -> None:
         """Starts scanners, one after the other, until cancelled."""
@@ -51,6 +56,7 @@ class RootWatcher:
         while True:
             started = time.monotonic()
             problem = await self._run_one()
+            self.scanner_ends += 1
             self._unreachable(problem)
             pause = RESTART_FIRST if time.monotonic() - started > 600.0 else min(pause * 2, RESTART_MOST)
             await asyncio.sleep(pause)
@@ -141,6 +147,7 @@ class RootWatcher:
                 self.free_bytes = message.free_bytes
             case Scanned():
                 self.settling = message.settling
+                self.last_scan, self.scanned_at = message, time.time()
                 if self.is_reachable is False:
                     self._log.info("root_recovered")
                 self.is_reachable = True

@@ -91,6 +91,7 @@ class Attempt:
         self._on_event, self._on_output = on_event, on_output
         self._clock = clock
         self._progress = clock()
+        self._peak_memory = 0
         self._last: dict[str, Any] = {}
         self._output: list[str] = []
         self._stop = asyncio.Event()
@@ -123,7 +124,7 @@ class Attempt:
             for reader in readers:
                 reader.cancel()
         outcome = self._outcome(child.returncode, ended_by, abandoned)
-        return msgspec.structs.replace(outcome, seconds=round(self._clock() - began, 3))
+        return msgspec.structs.replace(outcome, seconds=round(self._clock() - began, 3), peak_memory=self._peak_memory)
 
     def _prepare(self) -> None:
         """In the child, before it becomes the converter."""
@@ -140,6 +141,7 @@ class Attempt:
                     return "stop"
                 if self._clock() - self._progress > self._settings.deadline:
                     return "deadline"
+                self._peak_memory = max(self._peak_memory, process.peak_memory(child.pid))
                 await asyncio.wait([w for w in waits if not w.done()], timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
                 if readers[0].done():
                     await asyncio.sleep(0.02)  # its end follows the end of its output

@@ -16,9 +16,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def clean(environ: Mapping[str, str]) -> dict[str, str]:
-    """Our environment without settings of the daemon, and with `environ`."""
+    """Our environment without settings of the daemon, and with `environ`; nothing listens unless that asks for it."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DCP2HF_")}
-    return kept | {"PYTHONPATH": str(REPOSITORY)} | environ
+    return kept | {"PYTHONPATH": str(REPOSITORY), "DCP2HF_METRICS_ADDRESS": ""} | environ
 
 
 def dcp2hfd(*arguments: str | Path, state: Path) -> str:

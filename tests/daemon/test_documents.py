@@ -44,6 +44,7 @@ KEYS_OF_PART_A = [
     "order",
     "nice",
     "memory_limit",
+    "metrics_address",
 ]
 """What the contract promises (shared/contract.md), but for keys that later parts build."""
 EVENTS_OF_THE_CONTRACT = [

@@ -44,7 +44,7 @@ def test_an_unknown_variable_is_named_with_the_nearest_known_one(tmp_path: Path)
         load(tmp_path, environ={"DCP2HF_WORKER": "2"})
 
 
-@pytest.mark.parametrize("key", ["metrics_address", "before_publish", "on_success", "on_failure", "runner", "slurm"])
+@pytest.mark.parametrize("key", ["before_publish", "on_success", "on_failure", "runner", "slurm"])
 def test_a_key_of_a_part_that_is_not_built_is_not_accepted_and_ignored(tmp_path: Path, key: str) -> None:
     with pytest.raises(SettingsError, match=f"unknown key '{key}'"):
         load(tmp_path, f'{key} = "x"')

@@ -1,0 +1,224 @@
+"""A running daemon tells the truth on `metrics_address`: from its first second, while things go wrong, and after."""
+
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.asking import free_address, get, samples, wait_for
+from tests.daemon.running import Daemon, clean, daemons
+
+SERVE = Path(__file__).with_name("serve.py")
+FAST = {"DCP2HF_POLL_INTERVAL": "0.3", "DCP2HF_RESCAN_INTERVAL": "1s", "DCP2HF_BACKOFF_INITIAL": "0.2"}
+WITHOUT_THE_KEY = """
+import os, runpy, sys
+del os.environ["DCP2HF_METRICS_ADDRESS"], sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+HANGS = "import time; time.sleep(600)"
+MakeRun = Callable[..., Path]
+Start = Callable[..., Daemon]
+
+
+@pytest.fixture
+def address() -> str:
+    return free_address()
+
+
+@pytest.fixture
+def start(tmp_path: Path, address: str) -> Iterator[Start]:
+    with daemons() as begin:
+        environ = FAST | {"DCP2HF_METRICS_ADDRESS": address}
+
+        def listen(*arguments: str, **more: str) -> Daemon:
+            daemon = begin(SERVE, tmp_path / "state", *arguments, **environ | more)
+            daemon.wait_for("listening")
+            return daemon
+
+        yield listen
+
+
+def test_what_was_converted_failed_and_waits_is_counted_and_known_at_once_after_a_restart(
+    make_run: MakeRun, tmp_path: Path, start: Start, address: str
+) -> None:
+    run, root = make_run("a", 10, 20, 30), str(tmp_path / "root")
+    (run / "behaviour-step-20").write_text("fail NonFiniteTensor never")
+    began = time.time()
+    first = start(root)
+    found = wait_for(address, lambda m: sum(m["dcp2hf_attempts_total"].values()) == 3)
+
+    assert found["dcp2hf_attempts_total"][("succeeded",)] == 2
+    assert found["dcp2hf_attempt_errors_total"][("NonFiniteTensor",)] == 1
+    assert found["dcp2hf_steps"][(root, "a", "done")] == 2
+    assert found["dcp2hf_steps_in_error"] == {(root, "a", "NonFiniteTensor"): 1}
+    assert found["dcp2hf_lag_seconds"] == {(root, "a"): 0}
+    assert began <= found["dcp2hf_last_success_timestamp_seconds"][(root, "a")] <= time.time()
+    assert found["dcp2hf_worker_peak_memory_bytes"][()] > 1 << 20
+    assert found["dcp2hf_bytes_written_total"] == {(): 2}
+    assert found["dcp2hf_root_up"] == {(root,): 1}
+    assert found["dcp2hf_runs"] == {(root,): 1}
+    assert found["process_resident_memory_bytes"][()] > 1 << 20
+    assert first.stop() == 0
+
+    start(f"--scanner-of={root}={HANGS}", root)
+    again = samples(get(address, "/metrics")[1])
+
+    for name in ("dcp2hf_steps", "dcp2hf_steps_in_error", "dcp2hf_last_success_timestamp_seconds"):
+        assert again[name] == found[name], name
+    assert sum(again["dcp2hf_attempts_total"].values()) == 0
+
+
+def test_a_step_that_waits_lags_and_the_queue_has_it(
+    make_run: MakeRun, tmp_path: Path, start: Start, address: str
+) -> None:
+    run, root = make_run("a", 10, 20), str(tmp_path / "root")
+    (run / "behaviour").write_text("hang")
+    start(root)
+    found = wait_for(address, lambda m: m["dcp2hf_workers_busy"][()] == 1 and m["dcp2hf_queue_length"][()] == 1)
+    later = wait_for(address, lambda m: m["dcp2hf_lag_seconds"][(root, "a")] > 2)
+
+    assert found["dcp2hf_steps"][(root, "a", "running")] == 1
+    assert found["dcp2hf_workers"] == {(): 1}
+    assert later["dcp2hf_attempts_total"] == found["dcp2hf_attempts_total"]
+
+
+def test_a_root_that_goes_away_shows_and_with_it_the_last_one_readiness(
+    make_run: MakeRun, tmp_path: Path, start: Start, address: str
+) -> None:
+    make_run("a", 10)
+    root = tmp_path / "root"
+    daemon = start(str(root))
+    daemon.wait_for("conversion_succeeded")
+    assert get(address, "/readyz") == (200, "ok\n")
+    root.rename(tmp_path / "away")
+    daemon.wait_for("root_unreachable")
+    found = wait_for(address, lambda m: m["dcp2hf_root_up"] == {(str(root),): 0})
+    assert get(address, "/readyz") == (503, f"every root is unreachable: {root}\n")
+    assert get(address, "/healthz") == (200, "ok\n")
+    assert found["dcp2hf_steps"][(str(root), "a", "done")] == 1, "away is not deleted"
+    (tmp_path / "away").rename(root)
+    daemon.wait_for("root_recovered")
+
+    assert get(address, "/readyz") == (200, "ok\n")
+
+
+def test_a_scanner_that_hangs_is_not_ready_and_its_end_is_counted(tmp_path: Path, start: Start, address: str) -> None:
+    (tmp_path / "root").mkdir()
+    root = str(tmp_path / "root")
+    start(f"--scanner-of={root}={HANGS}", root, DCP2HF_SCAN_DEADLINE="1s")
+
+    assert get(address, "/readyz") == (503, "no scan began yet\n")
+    found = wait_for(address, lambda m: m["dcp2hf_scanner_ends_total"] == {(root,): 1})
+    assert found["dcp2hf_root_up"] == {(root,): 0}
+
+
+def test_a_deleted_run_leaves_while_the_daemon_watches(
+    make_run: MakeRun, tmp_path: Path, start: Start, address: str
+) -> None:
+    make_run("a", 10)
+    gone, root = make_run("b", 10), str(tmp_path / "root")
+    daemon = start(root)
+    daemon.wait_for("conversion_succeeded", 2)
+    assert (root, "b", "done") in samples(get(address, "/metrics")[1])["dcp2hf_steps"]
+    shutil.rmtree(gone)
+
+    wait_for(address, lambda m: {labels[1] for labels in m["dcp2hf_steps"]} == {"a"})
+
+
+def test_without_an_address_nothing_listens_and_with_once_neither(
+    make_run: MakeRun, tmp_path: Path, address: str
+) -> None:
+    make_run("a", 10)
+    with daemons() as begin:
+        off = begin(SERVE, tmp_path / "off", str(tmp_path / "root"), **FAST | {"DCP2HF_METRICS_ADDRESS": ""})
+        off.wait_for("conversion_succeeded")
+        once = begin(SERVE, tmp_path / "once", "--once", str(tmp_path / "root"), DCP2HF_METRICS_ADDRESS=address)
+        assert once.end() == 0
+        assert not off.events("listening") + once.events("listening")
+        assert off.stop() == 0
+
+
+def test_a_daemon_that_does_not_listen_has_no_prometheus_client_in_memory() -> None:
+    code = "import sys, daemon.service; sys.exit('prometheus_client' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], env=clean({}), check=False).returncode == 0
+
+
+def test_a_taken_address_is_a_warning_and_everything_else_goes_on(
+    make_run: MakeRun, tmp_path: Path, start: Start, address: str
+) -> None:
+    start(str(make_run("a")))
+    run = make_run("b", 10)
+    with daemons() as begin:
+        second = begin(SERVE, tmp_path / "second", str(run), **FAST | {"DCP2HF_METRICS_ADDRESS": address})
+        second.wait_for("conversion_succeeded")
+        (said,) = second.events("listening_failed")
+        assert (said["level"], said["address"]) == ("warning", address)
+        assert second.stop() == 0
+
+
+def test_a_reload_moves_the_listener_and_one_that_is_refused_shows(
+    make_run: MakeRun, tmp_path: Path, start: Start, address: str
+) -> None:
+    # What the environment says wins over the file: the address of this daemon is the file's.
+    run, other, config = make_run("a", 10), free_address(), tmp_path / "dcp2hf.toml"
+
+    def write(line: str) -> None:
+        config.write_text(f'roots = ["{run}"]\n{line}\n')
+
+    write(f'metrics_address = "{address}"')
+    with daemons() as begin:
+        daemon = begin("-c", WITHOUT_THE_KEY, SERVE, tmp_path / "state", f"--config={config}", **FAST)
+        daemon.wait_for("conversion_succeeded")
+        assert samples(get(address, "/metrics")[1])["dcp2hf_config_reload_success"] == {(): 1}
+        write('metrics_address = "nowhere"')
+        daemon.process.send_signal(signal.SIGHUP)
+        assert "metrics_address" in daemon.wait_for("config_invalid")["message"]
+        wait_for(address, lambda m: m["dcp2hf_config_reload_success"] == {(): 0})
+        write(f'metrics_address = "{other}"')
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("config_reloaded")
+        found = wait_for(other, lambda m: m["dcp2hf_config_reload_success"] == {(): 1})
+        assert found["dcp2hf_attempts_total"][("succeeded",)] == 1, "what was counted stays"
+        with pytest.raises(OSError):
+            get(address, "/metrics")
+        write('metrics_address = ""')
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("config_reloaded", 2)
+        with pytest.raises(OSError):
+            get(other, "/metrics")
+
+
+def test_a_failing_state_dir_shows_in_metrics_and_readiness(
+    make_run: MakeRun, tmp_path: Path, start: Start, address: str
+) -> None:
+    run, root = make_run("a", 10), str(tmp_path / "root")
+    daemon = start(root)
+    daemon.wait_for("conversion_succeeded")
+    hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE)[1]
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (0, hard))  # as on a full disk
+    (run / "step-20").mkdir()
+    daemon.wait_for("state_dir_failed")
+    found = wait_for(address, lambda m: (root, "a", "incomplete") in m["dcp2hf_steps"])
+
+    assert found["dcp2hf_state_dir_up"] == {(): 0}
+    assert found["dcp2hf_steps"][(root, "a", "done")] == 1, "what was known is known in memory"
+    assert found["dcp2hf_steps"][(root, "a", "incomplete")] == 1
+    assert get(address, "/readyz") == (503, "state_dir fails: what is remembered is in memory only\n")
+    assert get(address, "/healthz") == (200, "ok\n")
+
+
+def test_every_page_is_named_on_the_first_one(tmp_path: Path, start: Start, address: str) -> None:
+    start(str(tmp_path))
+    status, text = get(address, "/")
+    named = [line.split()[0] for line in text.splitlines() if line.startswith("/")]
+
+    assert status == 200
+    assert named == ["/metrics", "/healthz", "/readyz"]
+    assert {get(address, path)[0] for path in named} <= {200, 503}

@@ -1,0 +1,137 @@
+"""The listener answers GET, refuses the rest, and nobody who is slow, large or many keeps others from their answer."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from io import StringIO
+from typing import Any
+
+import pytest
+
+from daemon import listener, logs
+from daemon.listener import Answer, Listener
+from tests.daemon.asking import free_address
+
+
+def fails() -> Answer:
+    raise RuntimeError("no page today")
+
+
+PAGES = {"/page": lambda: Answer(b"hello\n"), "/fails": fails, "/large": lambda: Answer(b"x" * (64 << 20))}
+
+
+def served(test: Callable[[str], Awaitable[None]]) -> str:
+    """Runs `test` with the address of a listener; returns what was logged."""
+    said = StringIO()
+
+    async def run() -> None:
+        address = free_address()
+        listening = Listener(PAGES, logs.logger(said))
+        await listening.open(address)
+        try:
+            async with asyncio.timeout(30):
+                await test(address)
+        finally:
+            await listening.close()
+        with pytest.raises(OSError):
+            await connect(address)
+
+    asyncio.run(run())
+    return said.getvalue()
+
+
+async def connect(address: str, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = address.rpartition(":")
+    return await asyncio.open_connection(host, int(port), **options)
+
+
+async def ask(address: str, request: bytes) -> bytes:
+    reader, writer = await connect(address)
+    writer.write(request)
+    said = await reader.read()
+    writer.close()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "body"),
+    [
+        (b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n", b"200 OK", b"hello\n"),
+        (b"GET /page?a=b HTTP/1.0\r\n\r\n", b"200 OK", b"hello\n"),
+        (b"HEAD /page HTTP/1.1\r\n\r\n", b"200 OK", b""),
+        (b"GET /other HTTP/1.1\r\n\r\n", b"404 Not Found", b"Not Found\n"),
+        (b"GET /../etc/passwd HTTP/1.1\r\n\r\n", b"404 Not Found", b"Not Found\n"),
+        (b"POST /page HTTP/1.1\r\n\r\n", b"405 Method Not Allowed", b"Method Not Allowed\n"),
+        (b"\x16\x03\x01\xff\x00\r\n\r\n", b"400 Bad Request", b"Bad Request\n"),
+        (b"GET /page\r\n\r\n", b"400 Bad Request", b"Bad Request\n"),
+    ],
+)
+def test_a_request_has_one_answer_and_the_connection_ends(request_: bytes, status: bytes, body: bytes) -> None:
+    async def test(address: str) -> None:
+        head, _, found = (await ask(address, request_)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 " + status + b"\r\n")
+        assert b"\r\nConnection: close" in head
+        assert found == body
+
+    served(test)
+
+
+def test_a_head_that_is_too_long_is_refused() -> None:
+    async def test(address: str) -> None:
+        said = await ask(address, b"GET /page HTTP/1.1\r\nX: " + b"a" * 20_000)
+        assert said.startswith(b"HTTP/1.1 431 ")
+
+    served(test)
+
+
+def test_a_page_that_fails_is_a_500_and_a_line_in_the_log_and_the_next_is_answered() -> None:
+    async def test(address: str) -> None:
+        assert (await ask(address, b"GET /fails HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 500 ")
+        assert (await ask(address, b"GET /page HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+
+    assert '"message": "no page today"' in served(test)
+
+
+def test_connections_that_say_nothing_hold_nobody_up_and_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_WITHIN", 0.5)
+
+    async def test(address: str) -> None:
+        silent = [await connect(address) for _ in range(3 * listener.MOST_CONNECTIONS)]
+        for _, writer in silent[::2]:
+            writer.write(b"GET /page")
+        assert (await ask(address, b"GET /page HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        for reader, writer in silent:
+            assert await reader.read() == b""
+            writer.close()
+
+    served(test)
+
+
+def test_one_that_does_not_read_its_answer_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "ANSWER_WITHIN", 0.5)
+
+    async def test(address: str) -> None:
+        reader, writer = await connect(address, limit=1024)
+        writer.write(b"GET /large HTTP/1.1\r\n\r\n")
+        assert (await ask(address, b"GET /page HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        await asyncio.sleep(1.0)
+        got = 0
+        with contextlib.suppress(ConnectionError):
+            while block := await reader.read(1 << 20):
+                got += len(block)
+        assert got < 64 << 20
+        writer.close()
+
+    served(test)
+
+
+def test_an_address_that_is_taken_is_a_warning() -> None:
+    async def test(address: str) -> None:
+        said = StringIO()
+        second = Listener(PAGES, logs.logger(said))
+        await second.open(address)
+        assert '"event": "listening_failed"' in said.getvalue()
+        assert '"level": "warning"' in said.getvalue()
+        assert not second.is_open
+
+    served(test)
