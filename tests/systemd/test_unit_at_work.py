@@ -96,3 +96,17 @@ def test_stop_in_the_middle_of_a_conversion_takes_less_than_ten_seconds_and_leav
 
     unit.start(keep_ledger=True)
     unit.wait_for("conversion_succeeded", step=2, attempt=1)
+
+
+def test_it_is_ready_on_the_loopback_device_and_listens_nowhere_else(unit: Unit, machine: Namespaces) -> None:
+    ask = "import sys, urllib.request as u; print(u.urlopen('http://127.0.0.1:9469' + sys.argv[1]).read().decode())"
+    unit.start()
+    unit.wait_for("root_watched")
+    wait_until(lambda: "1 roots" in unit.show("StatusText"), 30)
+
+    assert machine.run("/opt/dcp2hf/bin/python", "-c", ask, "/readyz").strip() == "ok"
+    assert 'dcp2hf_root_up{root="/checkpoints"} 1.0' in machine.run("/opt/dcp2hf/bin/python", "-c", ask, "/metrics")
+    listening = {
+        line.split()[3] for line in machine.run("ss -Htlnp").splitlines() if f"pid={unit.show('MainPID')}" in line
+    }
+    assert listening == {"127.0.0.1:9469"}
