@@ -50,9 +50,20 @@ def test_a_key_of_a_part_that_is_not_built_is_not_accepted_and_ignored(tmp_path:
         load(tmp_path, f'{key} = "x"')
 
 
+@pytest.mark.parametrize("value", ["127.0.0.1:9469", "[::1]:9469", "0.0.0.0:80", "login1.cluster:65535", ""])
+def test_an_address_to_listen_on_is_a_host_and_a_port_or_nothing(tmp_path: Path, value: str) -> None:
+    assert load(tmp_path, f'metrics_address = "{value}"').metrics_address == value
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [
+        ('metrics_address = "9469"', "metrics_address"),
+        ('metrics_address = "127.0.0.1:"', "metrics_address"),
+        ('metrics_address = "127.0.0.1:65536"', "metrics_address"),
+        ('metrics_address = "::1:9469"', "metrics_address"),
+        ('metrics_address = "http://127.0.0.1:9469"', "metrics_address"),
+        ("metrics_address = 9469", "metrics_address"),
         ("workers = 0", "workers"),
         ('workers = "many"', "workers"),
         ('output = "beside"', "output"),

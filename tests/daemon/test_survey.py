@@ -10,7 +10,7 @@ import pytest
 
 from converter import storage
 from daemon import messages
-from daemon.messages import Answer, Config, Gone, Run, Said, Scanned, Step, Swept, Unreachable, answer_of
+from daemon.messages import Answer, Config, Gone, Run, RunGone, Said, Scanned, Step, Swept, Unreachable, answer_of
 from daemon.settings import Settings
 from daemon.survey import Survey
 from tests.daemon.conftest import add_step
@@ -193,7 +193,9 @@ def test_a_whole_run_that_is_gone_takes_its_steps_along(make_run: MakeRun, tmp_p
     shutil.rmtree(run)
     look.scan()
 
-    assert len([m for m in look.scan(1.0) if isinstance(m, Gone)]) == 2
+    said = look.scan(1.0)
+    assert len([m for m in said if isinstance(m, Gone)]) == 2
+    assert [m.run for m in said if isinstance(m, RunGone)] == [str(run)]
     assert [m.steps for m in look.scan() if isinstance(m, Scanned)] == [0]
 
 

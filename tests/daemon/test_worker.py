@@ -277,3 +277,18 @@ def _wait_for_pid(file: Path) -> int:
             return int(text)
         time.sleep(0.05)
     raise AssertionError("it never started")
+
+
+def test_the_most_that_an_attempt_had_resident_is_known_with_what_it_started() -> None:
+    code = """
+    import subprocess, sys, time
+    hold = "held = b'x' * (80 << 20); import time; time.sleep({})"
+    inner = subprocess.Popen([sys.executable, "-c", hold.format(1.5)])
+    exec(hold.format(1.5))
+    inner.wait()
+    del held
+    time.sleep(0.6)
+    """
+    outcome, _, _ = run(code)
+
+    assert 160 << 20 < outcome.peak_memory < 300 << 20
