@@ -100,8 +100,8 @@ class Ledger:
         """The newest save of every step, or of those at or below a path; by run and step."""
         query = f"SELECT {', '.join(_COLUMNS)} FROM steps WHERE current"
         where, values = _under(under)
-        for found in self._db.execute(f"{query}{where} ORDER BY root, run, step", values):
-            yield _row(found)
+        found = self._db.execute(f"{query}{where} ORDER BY root, run, step", values).fetchall()
+        return map(_row, found)
 
     def answers(self, root: str) -> Iterator[tuple[str, Answer]]:
         """What is known of the steps below a root, so that a scanner need not look into them again."""

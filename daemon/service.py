@@ -162,7 +162,9 @@ class Service:
                 return
             case Scanning() | Unreachable():
                 self._began.add(root)
-            case Alive() | Swept() | RunGone():
+            case RunGone():
+                self._tracker.on_run_gone(message)
+            case Alive() | Swept():
                 return
         self._wake.set()
 

@@ -12,7 +12,7 @@ import msgspec
 from daemon import verdict
 from daemon.ledger import Ledger
 from daemon.logs import Logger
-from daemon.messages import Gone, Run, Step
+from daemon.messages import Gone, Run, RunGone, Step
 from daemon.news import News
 from daemon.records import Row, State
 from daemon.settings import Settings
@@ -64,6 +64,10 @@ class Tracker:
         self.runs[run.run] = run
         self._news.conflict(root, run)
         self.judge_run(run.run)
+
+    def on_run_gone(self, message: RunGone) -> None:
+        """The last step of a run is gone, and so is the run."""
+        self.runs.pop(message.run, None)
 
     def on_step(self, root: str, facts: Step) -> None:
         """A step appeared or changed: judges it, remembers the verdict, says what is news."""
@@ -177,19 +181,12 @@ class Tracker:
 
     # What others ask
     def row(self, root: str, facts: Step) -> Row:
-        """The ledger's row of this very save, or a new one."""
+        """The ledger's row of this very save, or a new one; below `root`, whatever root it was once found below."""
         row = self._ledger.row(facts.path)
-        save_id = facts.answer.save_id or ""
+        save_id, name = facts.answer.save_id or "", self.run_name(facts.run)
         if row is not None and row.save_id in ("", save_id):
-            return msgspec.structs.replace(row, save_id=save_id)
-        return Row(
-            path=facts.path,
-            root=root,
-            run=facts.run,
-            run_name=self.run_name(facts.run),
-            step=facts.step,
-            save_id=save_id,
-        )
+            return msgspec.structs.replace(row, root=root, run_name=name, save_id=save_id)
+        return Row(path=facts.path, root=root, run=facts.run, run_name=name, step=facts.step, save_id=save_id)
 
     def run_name(self, run: str) -> str:
         """A run's name in logs."""

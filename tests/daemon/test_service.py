@@ -65,6 +65,19 @@ def test_once_again_does_nothing_twice(make_run: MakeRun, tmp_path: Path, start:
     assert not second.events("conversion_started")
 
 
+def test_what_is_known_of_a_step_moves_to_the_root_that_it_is_found_below_now(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    assert start("--once", str(tmp_path / "root")).end() == 0
+    assert start("--once", str(run)).end() == 0
+
+    ledger = Ledger.read(tmp_path / "state")
+    assert ledger is not None
+    assert [row.root for row in ledger.rows()] == [str(run)]
+    assert conversions(run) == ["step-10"]
+
+
 def test_a_lost_ledger_costs_no_conversion(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
     run = make_run("a", 10)
     start("--once", str(tmp_path / "root")).end()
