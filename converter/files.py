@@ -8,9 +8,9 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 CONFIG_LIMIT = 16 << 20
 """Bytes of a run config or a HF config; the largest seen (0.3.0, 94 layers) has 700 kB."""
@@ -68,6 +68,15 @@ def read_into(fd: int, buffer: memoryview, position: int) -> int:
     while done < len(view) and (got := os.preadv(fd, [view[done:]], position + done)):
         done += got
     return done
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, which leaves out what it cannot list. Raises OSError instead."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    return os.walk(folder, onerror=refuse)
 
 
 def fsync_directory(path: Path) -> None:

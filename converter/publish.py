@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from converter import errors, layout, manifest
-from converter.files import fsync_directory
+from converter.files import fsync_directory, walk
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -65,7 +65,7 @@ def check_replaceable(published: Path, *, force: bool) -> None:
 
 def make_durable(staging: Path) -> None:
     """Every file and directory of `staging` on disk: what a rename names must survive a power loss."""
-    for folder, _, names in os.walk(staging):
+    for folder, _, names in walk(staging):
         for name in names:
             fd = os.open(Path(folder) / name, os.O_RDONLY | os.O_CLOEXEC)
             try:

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -18,7 +17,7 @@ from isal.isal_zlib import crc32
 from converter import errors
 from converter.chunks import Bytes
 from converter.exports import HFShard
-from converter.files import fsync_directory, read_into
+from converter.files import fsync_directory, read_into, walk
 from converter.manifest import FileEntry
 from converter.traffic import Traffic
 
@@ -163,10 +162,6 @@ def check_same(path: Path, same: bool, otherwise: str) -> None:
         )
 
 
-def _raise(error: OSError) -> NoReturn:
-    raise error
-
-
 def read_all(
     staging: Path,
     written: Mapping[str, Writes],
@@ -180,9 +175,7 @@ def read_all(
     """
     wanted = dict(written) | {name: in_one(payload) for name, payload in small.items()}
     found = {
-        os.path.relpath(os.path.join(folder, name), staging)
-        for folder, _, names in os.walk(staging, onerror=_raise)
-        for name in names
+        os.path.relpath(os.path.join(folder, name), staging) for folder, _, names in walk(staging) for name in names
     }
     for name in sorted(found ^ wanted.keys()):
         check_same(staging / name, False, "the file was not written" if name in wanted else "the file is not ours")
