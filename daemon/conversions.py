@@ -9,6 +9,7 @@ import msgspec
 from converter import layout
 from converter.errors import Retry
 from daemon import schedule, verdict, worker
+from daemon.hooks import NON_FINITE, Hooks
 from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import Gone, Step
@@ -45,6 +46,7 @@ class Conversions:
         ledger: Ledger,
         log: Logger,
         news: News,
+        hooks: Hooks,
         *,
         watchers: Mapping[str, RootWatcher],
         once: bool,
@@ -53,7 +55,7 @@ class Conversions:
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
-        self._tracker, self._ledger, self._news = tracker, ledger, news
+        self._tracker, self._ledger, self._news, self._hooks = tracker, ledger, news, hooks
         self._watchers = watchers
         self._once = once
         self._wake = wake
@@ -134,6 +136,8 @@ class Conversions:
                 self.failures += 1
                 log = self._tracker.step_log(job.root, self._tracker.waiting[job.path].facts)
                 log.error("conversion_failed", attempt=0, quarantined=False, retry_at=None, **lack)
+                row = self._tracker.row(job.root, self._tracker.waiting[job.path].facts)
+                self._hooks.failed(row, attempt=0, started=None, quarantined=False, retry_at=None, fields=lack)
         return lack is None
 
     # One attempt
@@ -198,6 +202,11 @@ class Conversions:
         self._room.was_enough(job.root)
         output = outcome.event.get("output") or f"{started.request.folder}/{layout.published_name(job.step)}"
         wish = verdict.wish(self._tracker.runs.get(job.run), started.settings)
+        fields = fields_of(outcome.event) | {"attempt": row.attempts + 1, "seconds": outcome.seconds, "output": output}
+        if outcome.result == "succeeded":
+            self._hooks.succeeded(row, started=started.key.started, fields=fields)
+        else:
+            self._hooks.found_published(msgspec.structs.replace(row, output=output), before=started.key.started)
         self._ledger.put(
             msgspec.structs.replace(
                 row, state=State.DONE, reason="", error=None, hint="", attempts=0, next_attempt=None, wish=wish, output=output
@@ -205,7 +214,6 @@ class Conversions:
         )  # fmt: skip
         self._tracker.published(job.path, latest)
         log = self._tracker.step_log(job.root, latest)
-        fields = fields_of(outcome.event) | {"attempt": row.attempts + 1, "seconds": outcome.seconds, "output": output}
         if outcome.result == "succeeded":
             log.info("conversion_succeeded", **fields)
         else:
@@ -223,6 +231,18 @@ class Conversions:
             settings=settings,
             jitter=self._jitter(),
         )
+        why = {"error": outcome.error, "message": outcome.message, "hint": outcome.hint}
+        fields = why | ({"failed_path": outcome.path} if outcome.path else {})
+        fields |= {"figures": outcome.event["figures"]} if "figures" in outcome.event else {}
+        log, attempt = self._tracker.step_log(job.root, latest), row.attempts + 1
+        if outcome.error == NON_FINITE:
+            self._news.non_finite(log, row, outcome, now)
+        if follows.is_failure:
+            is_last = self._once or follows.state == State.QUARANTINED
+            self._hooks.failed(
+                row, attempt=attempt, started=started.key.started, quarantined=follows.state == State.QUARANTINED,
+                retry_at=None if is_last else follows.next_attempt, fields=fields,
+            )  # fmt: skip
         self._ledger.put(
             msgspec.structs.replace(
                 row,
@@ -237,10 +257,7 @@ class Conversions:
         self.failures += outcome.retry not in schedule.NO_FAILURE
         judged = Verdict(follows.state, outcome.message, outcome.error, outcome.hint, follows.next_attempt or 0.0)
         self._tracker.keep(job.path, Tracked(job.root, latest, judged))
-        why = {"error": outcome.error, "message": outcome.message, "hint": outcome.hint}
-        fields = why | ({"failed_path": outcome.path} if outcome.path else {})
-        fields |= {"figures": outcome.event["figures"]} if "figures" in outcome.event else {}
-        self._news.failure(self._tracker.step_log(job.root, latest), outcome, follows, row.attempts + 1, fields)
+        self._news.failure(log, outcome, follows, attempt, fields)
         if follows.state == State.UNSUPPORTED:
             self._tracker.block(job.root, latest, Block(outcome.error or "", outcome.message, outcome.hint), fields)
         if follows.pauses_root:

@@ -67,6 +67,13 @@ class Outcome(msgspec.Struct, kw_only=True, frozen=True):
     """It did not end by itself: something of it may be left in the output folder."""
 
 
+class Ended(NamedTuple):
+    """An attempt of the past: when it began (epoch seconds), and its result, None if nobody noted one."""
+
+    started: float
+    result: str | None
+
+
 class AttemptKey(NamedTuple):
     """Which attempt of this process: no number of a table's, since the table may be another by its end (`refuge`)."""
 
