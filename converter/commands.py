@@ -25,8 +25,8 @@ _SHORTEST_SECRET = 6
 
 def problem_of(argv: object) -> str | None:
     """What is wrong with `argv` as a command; None for a list of words, an empty one (no command) included."""
-    if isinstance(argv, str):
-        return f"{argv!r} is text, and no shell reads it: write a list of words, such as {EXAMPLE}"
+    if isinstance(argv, str):  # its first word alone: in the rest may be a secret
+        return f"{(argv.split() or [argv])[0]!r} … is text, and no shell reads it: write a list of words, such as {EXAMPLE}"
     if not isinstance(argv, list | tuple) or not all(isinstance(word, str) for word in argv):
         return f"a command is a list of words, such as {EXAMPLE}"
     if any("\0" in word for word in argv) or (argv and not argv[0]):

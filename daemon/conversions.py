@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -173,6 +173,8 @@ class Conversions:
         job, row = started.job, started.row
         try:
             outcome = await started.attempt.run()
+            if outcome.result == "succeeded":
+                self._hooks.succeeded(row, started=started.key.started, fields=_fields(started, outcome))
             self._ledger.end_attempt(started.key, outcome, self._clock())
             if outcome.killed and job.root in self._watchers:
                 await self._watchers[job.root].sweep(started.request.folder, timeout=1.5)
@@ -200,12 +202,10 @@ class Conversions:
     def _succeeded(self, started: _Started, outcome: Outcome, latest: Step) -> None:
         job, row = started.job, started.row
         self._room.was_enough(job.root)
-        output = outcome.event.get("output") or f"{started.request.folder}/{layout.published_name(job.step)}"
+        fields = _fields(started, outcome)
+        output = fields["output"]
         wish = verdict.wish(self._tracker.runs.get(job.run), started.settings)
-        fields = fields_of(outcome.event) | {"attempt": row.attempts + 1, "seconds": outcome.seconds, "output": output}
-        if outcome.result == "succeeded":
-            self._hooks.succeeded(row, started=started.key.started, fields=fields)
-        else:
+        if outcome.result == "skipped":
             self._hooks.found_published(msgspec.structs.replace(row, output=output), before=started.key.started)
         self._ledger.put(
             msgspec.structs.replace(
@@ -269,3 +269,10 @@ class Conversions:
     def _look(self, job: Job) -> None:
         if job.root in self._watchers:
             self._watchers[job.root].look(job.path)
+
+
+def _fields(started: _Started, outcome: Outcome) -> dict[str, Any]:
+    """What is said of an attempt that ended well, in its line and to `on_success`."""
+    output = outcome.event.get("output") or f"{started.request.folder}/{layout.published_name(started.job.step)}"
+    own = {"attempt": started.row.attempts + 1, "seconds": outcome.seconds, "output": output}
+    return fields_of(outcome.event) | own

@@ -39,7 +39,7 @@ class Deliveries:
         ledger: Ledger,
         log: Logger,
         *,
-        settings_of: Callable[[str], Settings | None],
+        settings_of: Callable[[str], Settings],
         once: bool,
         wake: Callable[[], None],
         clock: Callable[[], float],
@@ -59,12 +59,12 @@ class Deliveries:
             self._forgot = now
             self._ledger.forget_old(now)
         busy = collections.Counter(delivery.root for delivery, _ in self._running.values())
-        for delivery in self._due(roots, now):
+        for waiting in self._due(roots, now):
             if busy.total() >= MOST:
                 return
-            settings = self._settings_of(delivery.root)
-            if settings is None or busy[delivery.root] >= MOST_OF_A_ROOT or not self._ledger.claim(delivery):
+            if busy[waiting.root] >= MOST_OF_A_ROOT or (delivery := self._ledger.claim(waiting)) is None:
                 continue
+            settings = self._settings_of(delivery.root)
             if not getattr(settings, delivery.hook):
                 self._ledger.end_delivery(delivery, "dropped", now)
                 continue

@@ -9,7 +9,7 @@ from typing import Any
 
 from daemon import units
 from daemon.ledger import Ledger
-from daemon.records import Row, State
+from daemon.records import Row
 from daemon.settings import Settings
 
 NON_FINITE = "NonFiniteTensor"
@@ -17,21 +17,22 @@ NON_FINITE = "NonFiniteTensor"
 
 
 class Hooks:
-    """Enqueues calls of hooks; `settings_of` gives a root's settings, or None for one that is watched no longer."""
+    """Enqueues calls of hooks; `settings_of` gives a root's settings."""
 
-    def __init__(
-        self, ledger: Ledger, *, settings_of: Callable[[str], Settings | None], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, ledger: Ledger, *, settings_of: Callable[[str], Settings], clock: Callable[[], float]) -> None:
         self._ledger, self._settings_of, self._clock = ledger, settings_of, clock
 
     def succeeded(self, row: Row, *, started: float, fields: dict[str, Any]) -> None:
-        """The attempt that began at `started` (epoch seconds) published the step; `fields` are those of its line."""
+        """The attempt that began at `started` (epoch seconds) published the step; `fields` are those of its line.
+
+        Called before the ledger has its result: an attempt that has one was told.
+        """
         self._tell("on_success", row, str(started), {"reason": "converted", **fields})
 
     def found_published(self, row: Row, *, before: float | None = None) -> None:
         """The step is published, though our last attempt at it (before that of `before`) did not live to say so."""
         last = self._ledger.last_attempt(row.path, row.save_id, before=before)
-        if last is not None and (row.state == State.RUNNING or last.result not in ("succeeded", "skipped")):
+        if last is not None and last.result in ("failed", "interrupted"):  # else it was told, or is going to be
             self._tell("on_success", row, str(last.started), {"reason": "found", "output": row.output})
 
     def failed(
@@ -50,8 +51,7 @@ class Hooks:
         self._tell("on_failure", row, what, facts)
 
     def _tell(self, hook: str, row: Row, what: str, facts: dict[str, Any]) -> None:
-        settings = self._settings_of(row.root)
-        if settings is None or not getattr(settings, hook):
+        if not getattr(self._settings_of(row.root), hook):
             return
         key = hashlib.sha256("\0".join((hook, row.path, row.save_id, what)).encode()).hexdigest()[:32]
         now = self._clock()

@@ -132,13 +132,15 @@ class Ledger(Outbox):
         )  # fmt: skip
 
     def last_attempt(self, path: str, save_id: str, *, before: float | None = None) -> Ended | None:
-        """When the last attempt at this save (that began before `before`) began, and how it ended, if it did."""
+        """The last attempt at this save (of those that began before `before`), whoever made it."""
         found = self._db.execute(
-            "SELECT a.started, a.result FROM attempts a JOIN steps s ON s.id = a.step_id "
+            "SELECT a.started, a.result, a.owner FROM attempts a JOIN steps s ON s.id = a.step_id "
             "WHERE s.path = ? AND s.save_id = ? AND a.started < ? ORDER BY a.id DESC LIMIT 1",
             (path, save_id, float("inf") if before is None else before),
         ).fetchone()
-        return Ended(found["started"], found["result"]) if found else None
+        if found is None:
+            return None
+        return Ended(found["started"], found["result"] or ("running" if is_alive(found["owner"]) else "interrupted"))
 
     def last_attempts(self) -> dict[str, dict[str, Any]]:
         """By path of the step, the last attempt at its newest save."""

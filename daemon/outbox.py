@@ -17,16 +17,17 @@ FORGOTTEN = 30 * DAY
 
 
 class Delivery(NamedTuple):
-    """One call of a hook, claimed by this process."""
+    """One call of a hook."""
 
     key: str
     """The same whenever the same thing is told again, to whomever."""
     hook: str
     """on_success or on_failure."""
     root: str
-    facts: dict[str, Any]
     tries: int
     """This one counted in."""
+    facts: dict[str, Any]
+    """Empty until it is claimed: thousands may wait."""
 
 
 class Outbox:
@@ -45,26 +46,26 @@ class Outbox:
     def due(self, roots: Sequence[str], now: float) -> list[Delivery]:
         """What waits for a try now below `roots`, oldest first, and no living process has claimed."""
         found = self._db.execute(
-            "SELECT key, hook, root, facts, tries + 1 AS tries, owner FROM outbox "
+            "SELECT key, hook, root, tries + 1 AS tries, owner FROM outbox "
             "WHERE ended IS NULL AND not_before <= ? ORDER BY created",
             (now,),
         ).fetchall()
         return [
-            Delivery(row["key"], row["hook"], row["root"], msgspec.json.decode(row["facts"]), row["tries"])
+            Delivery(row["key"], row["hook"], row["root"], row["tries"], {})
             for row in found
             if row["root"] in roots and not (row["owner"] and is_alive(row["owner"]))
         ]
 
-    def claim(self, delivery: Delivery) -> bool:
-        """Whether this process may try it now; the try counts from here on, however this process ends."""
+    def claim(self, delivery: Delivery) -> Delivery | None:
+        """It with its facts, if this process may try it now; the try counts from here on, however this process ends."""
         with transaction(self._db):
-            found = self._db.execute("SELECT owner, ended FROM outbox WHERE key = ?", (delivery.key,)).fetchone()
+            found = self._db.execute("SELECT owner, ended, facts FROM outbox WHERE key = ?", (delivery.key,)).fetchone()
             if found is None or found["ended"] is not None or (found["owner"] and is_alive(found["owner"])):
-                return False
+                return None
             self._db.execute(
                 "UPDATE outbox SET owner = ?, tries = ? WHERE key = ?", (self.owner, delivery.tries, delivery.key)
             )
-        return True
+        return delivery._replace(facts=msgspec.json.decode(found["facts"]))
 
     def put_back(self, delivery: Delivery, *, not_before: float, counts: bool = True) -> None:
         """It is tried again at `not_before` (epoch seconds); `counts` is false where a stop interrupted it."""

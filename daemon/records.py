@@ -68,10 +68,11 @@ class Outcome(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Ended(NamedTuple):
-    """An attempt of the past: when it began (epoch seconds), and its result, None if nobody noted one."""
+    """An attempt as others see it: when it began (epoch seconds), and its result."""
 
     started: float
-    result: str | None
+    result: str
+    """Of an Outcome, or `running`; `interrupted` also where nobody lived to note one."""
 
 
 class AttemptKey(NamedTuple):

@@ -61,11 +61,11 @@ class Service:
         self._watchers: dict[str, RootWatcher] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         news = News(ledger, log, once=self._once)
-        hooks = Hooks(ledger, settings_of=self._settings_of, clock=clock)
+        hooks = Hooks(ledger, settings_of=self._settings_for, clock=clock)
         self._deliveries = Deliveries(
             ledger,
             log,
-            settings_of=self._settings_of,
+            settings_of=self._settings_for,
             once=self._once,
             wake=lambda: self._wake.set(),
             clock=clock,
@@ -184,6 +184,10 @@ class Service:
     def _settings_of(self, root: str) -> Settings | None:
         watcher = self._watchers.get(root)
         return watcher.settings if watcher is not None else None
+
+    def _settings_for(self, root: str) -> Settings:
+        """Also while its watcher is being replaced."""
+        return self._settings.for_root(root)
 
     def _start_watchers(self) -> None:
         for root in self._settings.roots:

@@ -228,6 +228,10 @@ KEYS: dict[str, Meta] = {
 }
 
 
+HOOKS = tuple(key for key, meta in KEYS.items() if (meta.extra or {}).get("command"))
+"""Keys that are commands."""
+
+
 def type_of(key: str) -> Any:
     """The type of a key's value."""
     return get_args(next(field.type for field in msgspec.structs.fields(Settings) if field.name == key))[0]

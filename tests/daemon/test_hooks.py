@@ -200,7 +200,7 @@ def test_a_daemon_killed_in_the_middle_of_a_hook_is_followed_by_one_that_makes_t
     assert not second.events("conversion_started")
 
 
-@pytest.mark.parametrize("result", [None, "interrupted", "failed", "succeeded"])
+@pytest.mark.parametrize("result", [None, "interrupted", "failed"])
 def test_a_step_published_by_an_attempt_that_did_not_live_to_say_so_is_told(
     result: str | None, make_run: MakeRun, tmp_path: Path, start: Start, hook: Hook
 ) -> None:

@@ -24,8 +24,10 @@ def test_the_same_thing_is_kept_once(ledger: Ledger) -> None:
     for step in (10, 20):
         ledger.enqueue("key", "on_success", "/r", {"step": step}, 0.0)
     [found] = ledger.due(["/r"], 1.0)
+    claimed = ledger.claim(found)
 
-    assert (found.key, found.hook, found.facts, found.tries) == ("key", "on_success", {"step": 10}, 1)
+    assert claimed is not None
+    assert (claimed.key, claimed.hook, claimed.facts, claimed.tries) == ("key", "on_success", {"step": 10}, 1)
 
 
 def test_what_was_made_is_not_asked_for_again(ledger: Ledger) -> None:
@@ -104,7 +106,7 @@ def test_the_last_attempt_is_that_of_this_save_before_the_one_that_asks(ledger: 
     ledger.end_attempt(ledger.begin_attempt(row(10), 1.0), Outcome(result="failed"), 2.0)
     ledger.begin_attempt(row(10), 3.0)
 
-    assert ledger.last_attempt("/r/a/step-10", "save-1") == (3.0, None)
+    assert ledger.last_attempt("/r/a/step-10", "save-1") == (3.0, "running")
     assert ledger.last_attempt("/r/a/step-10", "save-1", before=3.0) == (1.0, "failed")
     assert ledger.last_attempt("/r/a/step-10", "another") is None
 
