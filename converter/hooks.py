@@ -87,7 +87,7 @@ class Hooked:
         facts = {"event": name, **self.facts, "staging": str(self.staging), **more}
         environ = commands.environment(facts)
 
-        def prepare() -> None:
+        def prepare() -> None:  # system calls alone: other threads of ours may hold any lock
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             most = limit if hard == resource.RLIM_INFINITY else min(limit, hard)

@@ -15,7 +15,11 @@ import pytest
 
 from daemon.database import NAME
 from daemon.deliveries import MOST, MOST_OF_A_ROOT, MOST_TRIES
-from tests.daemon.conftest import add_step
+from daemon.hooks import Hooks
+from daemon.ledger import Ledger
+from daemon.records import Outcome, State
+from daemon.settings import Settings
+from tests.daemon.conftest import add_step, row
 from tests.daemon.running import Daemon, daemons, wait_until
 
 SERVE = Path(__file__).with_name("serve.py")
@@ -214,6 +218,34 @@ def test_a_step_published_by_an_attempt_that_did_not_live_to_say_so_is_told(
     start(str(tmp_path / "root"), DCP2HF_ON_SUCCESS=hook()).wait_for("hook_delivered", reason="found")
 
     assert hook.told()[0]["output"] == str(run / "step-10-hf")
+
+
+@pytest.mark.parametrize(
+    ("result", "owner", "is_told"),
+    [
+        (None, "999999999 1", True),
+        ("interrupted", "", True),
+        ("failed", "", True),
+        (None, "", False),
+        ("succeeded", "", False),
+        ("skipped", "", False),
+    ],
+    ids=["died", "interrupted", "failed", "running", "succeeded", "skipped"],
+)
+def test_whoever_finds_a_step_published_tells_only_what_its_attempt_does_not(
+    result: str | None, owner: str, is_told: bool, tmp_path: Path
+) -> None:
+    ledger = Ledger.open(tmp_path)
+    ledger.owner = owner or ledger.owner
+    ledger.put(row(10, state=State.RUNNING))
+    attempt = ledger.begin_attempt(row(10), 1.0)
+    if result:
+        ledger.end_attempt(attempt, Outcome(result=result), 2.0)
+    hooks = Hooks(ledger, settings_of=lambda root: Settings(on_success=("true",)), clock=lambda: 3.0)
+    for _ in range(2):
+        hooks.found_published(row(10, output="/r/a/step-10-hf"))
+
+    assert len(ledger.due(["/r"], 3.0)) == is_told
 
 
 def test_what_was_published_before_hooks_were_set_is_not_told(
