@@ -268,6 +268,7 @@ def test_a_stop_in_the_middle_of_a_hook_ends_it_and_leaves_nothing(step: Path, t
         ends = time.monotonic() + 120
         while not (tmp_path / "pid").exists() and child.poll() is None and time.monotonic() < ends:
             time.sleep(0.1)
+        assert child.poll() is None, child.communicate()[1]
         pid = int((tmp_path / "pid").read_text())
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 130
