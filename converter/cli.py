@@ -14,16 +14,21 @@ from converter import errors, layout
 from converter.convert import convert_step
 from converter.flags import (
     AssetsOption,
+    BeforePublishOption,
+    HookTimeoutOption,
     LogsOption,
     MapOption,
     NamesOption,
     RestrictOption,
     RootsOption,
     RunConfigOption,
+    SignOption,
     TokenizerOption,
+    parse_command,
     parse_size,
     search_of,
 )
+from converter.hooks import Hooks
 from converter.inspect import describe, preview, show
 from converter.report import reporter
 from converter.source import Options
@@ -105,6 +110,9 @@ def convert(
     metadata_deadline: Annotated[
         float, typer.Option(metavar="SECONDS", help="Time for reading it, beside 1 s for each 2 MB.")
     ] = 30.0,
+    before_publish: BeforePublishOption = None,
+    sign: SignOption = None,
+    hook_timeout: HookTimeoutOption = 600.0,
     events: Annotated[
         bool, typer.Option("--events", help="One JSON object a line on stdout, and nothing else.")
     ] = False,
@@ -117,6 +125,7 @@ def convert(
         max_shard_size=parse_size(max_shard_size), threads=threads, forward_check=forward_check, if_exists=if_exists,
         metadata_limits=Limits(parse_size(metadata_memory_limit), metadata_deadline),
         io_bandwidth_limit=parse_size(io_bandwidth_limit) if io_bandwidth_limit else 0,
+        hooks=Hooks(parse_command(before_publish), parse_command(sign), hook_timeout),
     )  # fmt: skip
     if events and (number := layout.step_number(path.name)) is not None and not path.exists():
         gone = errors.StepVanished("the step is gone", path=path, hint="the trainer purged it")

@@ -14,6 +14,7 @@ from converter.asking import Asking
 from converter.clock import Clock
 from converter.evidence import make_manifest
 from converter.export import Outcome
+from converter.hooks import Hooked
 from converter.lock import Lock, Owner
 from converter.move import Progress, move
 from converter.prover import Prover
@@ -113,8 +114,12 @@ def _convert(
                 made = make_manifest(
                     number, source, settled, moved.plan, outcome, compared, entries, prover.tools, options
                 )
+                facts = about | {"dtype": source.dtype, "base_assets": str(found.base_path)}
+                hooked = Hooked(staging, options.hooks, facts, alive=lambda name: progress(name, 0, 0))
+                made = hooked.before_publish(made)
                 manifest.write(staging, made)
                 read_back(staging / layout.MANIFEST, in_one(manifest.to_bytes(made)))
+                hooked.sign(made)
                 publish.make_durable(staging)
                 check_unchanged(step, source)
                 lock.check()

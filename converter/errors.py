@@ -200,6 +200,12 @@ class OutputForeign(ConversionError):
     retry = Retry.FOREIGN
 
 
+class HookFailed(ConversionError):
+    """A command of the operator's, run before publishing, failed, hung, or did what it must not."""
+
+    retry = Retry.BACKOFF
+
+
 class LockLost(ConversionError):
     """Another owner took this step over while it was being converted."""
 

@@ -175,7 +175,8 @@ def check_finite(step: Path, outcome: Outcome) -> None:
         raise errors.NonFiniteTensor(
             f"{len(bad)} tensors hold NaN or infinity, first {first[0]} ({bad[first[0]].nan} NaN, {bad[first[0]].inf} infinite)",
             path=step, hint="look at the training run: its weights are broken",
-            figures={"tensors": {name: {"nan": bad[name].nan, "inf": bad[name].inf} for name in first[:50]}, "count": len(bad)},
+            figures={"tensors": {name: {"nan": bad[name].nan, "inf": bad[name].inf} for name in first[:50]}, "count": len(bad),
+                     "nan": sum(c.nan for c in bad.values()), "inf": sum(c.inf for c in bad.values())},
         )  # fmt: skip
 
 

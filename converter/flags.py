@@ -1,11 +1,13 @@
 """Owns the flags that several commands of `dcp2hf` share, and how their values are read."""
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from converter import commands
 from converter.assets import Search
 
 _UNITS = {
@@ -29,6 +31,19 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def parse_command(text: str | None) -> tuple[str, ...]:
+    """A command as a JSON list of words; none is an empty one."""
+    if text is None:
+        return ()
+    try:
+        argv = json.loads(text)
+    except ValueError:
+        argv = text
+    if problem := commands.problem_of(argv):
+        raise typer.BadParameter(problem)
+    return tuple(argv)
+
+
 def _pair(text: str) -> tuple[str, str]:
     old, found, new = text.partition("=")
     if not (found and old and new):
@@ -36,6 +51,19 @@ def _pair(text: str) -> tuple[str, str]:
     return old, new
 
 
+BeforePublishOption = Annotated[
+    str | None,
+    typer.Option(
+        "--before-publish", metavar="COMMAND", help='Sees the staging directory and may add files: ["card.py", "-v"].'
+    ),
+]
+SignOption = Annotated[
+    str | None,
+    typer.Option("--sign", metavar="COMMAND", help="Leaves model.sig there, over all the rest; a JSON list as well."),
+]
+HookTimeoutOption = Annotated[
+    float, typer.Option("--hook-timeout", min=0.1, metavar="SECONDS", help="Each of these commands may take.")
+]
 RunConfigOption = Annotated[
     Path | None, typer.Option("--run-config", metavar="FILE", help="The run config, instead of looking for one.")
 ]

@@ -11,6 +11,8 @@ import secrets
 from pathlib import Path
 
 MANIFEST = "conversion.json"
+SIGNATURE = "model.sig"
+"""What a `sign` hook leaves: over all the rest, so that no manifest can list it."""
 SUBDIRECTORY = "hf"
 """Folder of a run that holds published directories where siblings would hurt training."""
 PREFIX = ".dcp2hf-"

@@ -16,6 +16,8 @@ from converter import layout
 from converter.files import CONFIG_LIMIT, REFUSED, parse_json, read_regular, write_durably
 
 FORMAT = 1
+DEEPEST = 16
+"""Folders below one another that what was added may lie in."""
 _SEAL = "manifest_sha256"
 """Of the manifest without this key."""
 ASSET_NAMES = (
@@ -24,6 +26,7 @@ ASSET_NAMES = (
 )  # fmt: skip
 """The tokenizer's files that are copied, besides `additional_chat_templates/*.jinja`."""
 TEMPLATES = "additional_chat_templates"
+_EXPORT_NAMES = frozenset({"config.json", "generation_config.json", "model.safetensors.index.json", *ASSET_NAMES})
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,12 @@ class Manifest:
 
 def to_bytes(manifest: Manifest) -> bytes:
     """The manifest as it stands on disk."""
-    return _sealed({"format": FORMAT} | asdict(manifest))
+    return _sealed(as_dict(manifest))
+
+
+def as_dict(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as JSON has it, but for its seal."""
+    return {"format": FORMAT} | asdict(manifest)
 
 
 def _sealed(said: dict[str, Any]) -> bytes:
@@ -131,19 +139,26 @@ def is_up_to_date(directory: Path, *, save_id: str, dtype: str, max_shard_size: 
         return False
 
 
+def is_name_of_export(name: str) -> bool:
+    """Whether an export of ours, or of a user's old script, may have a file of this name."""
+    if name in _EXPORT_NAMES or (name.startswith("model") and name.endswith(".safetensors") and "/" not in name):
+        return True
+    folder, _, template = name.partition("/")
+    return folder == TEMPLATES and template.endswith(".jinja") and "/" not in template
+
+
 def foreign_files(directory: Path) -> list[str]:
     """Names in `directory` that no export of ours or of a user's old script has: somebody's work."""
     found = read(directory)
-    known = {layout.MANIFEST, "config.json", "generation_config.json", "model.safetensors.index.json", *ASSET_NAMES}
+    known = {layout.MANIFEST}
     if found:
-        known |= found.files.keys() | found.added.keys()
-    foreign = []
-    for name in sorted(os.listdir(directory)):
-        weights = name.startswith("model") and name.endswith(".safetensors")
-        if name in known or weights or name.startswith(".nfs"):
-            continue
-        inside = [f"{name}/{part}" for part in os.listdir(directory / name)] if (directory / name).is_dir() else []
-        if inside and all(part in known or (name == TEMPLATES and part.endswith(".jinja")) for part in inside):
-            continue
-        foreign.append(name)
-    return foreign
+        known |= found.files.keys() | found.added.keys() | {layout.SIGNATURE}
+
+    def is_foreign(name: str) -> bool:
+        path = directory / name
+        if path.is_dir() and not path.is_symlink():
+            inside = os.listdir(path) if name.count("/") < DEEPEST else []
+            return not inside or any(is_foreign(f"{name}/{part}") for part in inside)
+        return not (name in known or is_name_of_export(name) or name.rpartition("/")[2].startswith(".nfs"))
+
+    return [name for name in sorted(os.listdir(directory)) if is_foreign(name)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from converter import assets, checkpoint, errors, hf_step, layout, manifest, names, run_config, storage
 from converter.exports import INDEX, SAFETENSORS, target_dtype
 from converter.files import read_regular
+from converter.hooks import Hooks
 from converter.listing import METADATA, SETTLE_SECONDS, Listing, completeness, kind_of, list_step
 from converter.traffic import KEPT_IN_CACHE, Traffic
 
@@ -43,6 +44,7 @@ class Options:
     metadata_limits: storage.Limits = field(default_factory=storage.Limits)
     io_bandwidth_limit: int = 0
     """Bytes a second that are read and written, by both processes together; 0: no limit."""
+    hooks: Hooks = field(default_factory=Hooks)
     sleep: Callable[[float], None] = time.sleep
 
     def traffic(self, model_bytes: int) -> Traffic:

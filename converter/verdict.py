@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.errors import printable
+from converter.layout import SIGNATURE
 
 
 @dataclass
@@ -18,6 +19,8 @@ class Verdict:
     not_verified: list[str] = field(default_factory=list)
     tensors: int = 0
     bytes_compared: int = 0
+    signed: bool = False
+    """There is a signature over the directory: whoever has its key or identity verifies it (see docs/hooks.md)."""
 
     @property
     def equal(self) -> bool:
@@ -36,6 +39,8 @@ def show(verdict: Verdict, published: Path, sample: tuple[int, int]) -> None:
         print(
             f"equal: {printable(str(published))} is what {verdict.against} gives{part} ({verdict.tensors} tensors, {verdict.bytes_compared:,} bytes compared)"
         )
+    if verdict.signed:
+        print(f"signed: {SIGNATURE} is verified with the tool that made it, not here")
     for difference in verdict.differences:
         print(printable(f"differs: {difference}"))
     for reason in verdict.not_verified:

@@ -51,7 +51,7 @@ def verify(step: Path, published: Path, number: int, options: Options, sample: t
         raise errors.OutputForeign(
             "there is no manifest of ours that parses", path=published / layout.MANIFEST, hint="convert the step again"
         )
-    verdict = Verdict()
+    verdict = Verdict(signed=(published / layout.SIGNATURE).is_file())
     if not manifest.is_intact(published):
         verdict.differs(layout.MANIFEST, "it has changed since it was written")
         verdict.not_verified.append("all other files: what the manifest says of them cannot be relied on")
@@ -166,7 +166,7 @@ def _check_extra(published: Path, known: set[str], verdict: Verdict) -> None:
         name = str(path.relative_to(published))
         if (
             (path.is_symlink() or not path.is_dir())
-            and name != layout.MANIFEST
+            and name not in (layout.MANIFEST, layout.SIGNATURE)
             and name not in known
             and not path.name.startswith(".nfs")
         ):

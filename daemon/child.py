@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from daemon.process import environment
 
@@ -20,8 +20,15 @@ class Child:
         self.pid = process.pid
 
     @classmethod
-    async def start(cls, argv: list[str], *, stdin: bool = False, prepare: Callable[[], None] | None = None) -> "Child":
-        """Starts `argv` in `/`; `prepare` runs in the child before it. Raises OSError."""
+    async def start(
+        cls,
+        argv: list[str],
+        *,
+        stdin: bool = False,
+        prepare: Callable[[], None] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> "Child":
+        """Starts `argv` in `/`; `prepare` runs in the child before it, `environ` is ours unless given. Raises OSError."""
         return cls(
             await asyncio.create_subprocess_exec(
                 *argv,
@@ -29,7 +36,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 cwd="/",
-                env=environment(),
+                env=environment() if environ is None else environ,
                 start_new_session=True,
                 preexec_fn=prepare,
             )
@@ -51,6 +58,11 @@ class Child:
         """Sends a line to its stdin; one that is gone, or reads no more, shows elsewhere."""
         if self._process.stdin is not None and not self._process.stdin.is_closing():
             self._process.stdin.write(line + b"\n")
+
+    def end_input(self) -> None:
+        """Nothing more is sent: its stdin ends once it has read what was."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     async def drain(self) -> None:
         """Waits until its stdin takes more."""

@@ -6,6 +6,7 @@ argparse, and what only `status` needs is imported there: a daemon keeps every i
 import argparse
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from daemon import config, mounts, units
 from daemon.config import SettingsError
 from daemon.database import LedgerError
 from daemon.ledger import Ledger
-from daemon.settings import Settings
+from daemon.settings import HOOKS, Settings
 
 USAGE = 2
 _EXAMPLE = """\
@@ -153,6 +154,9 @@ def _check(options: argparse.Namespace) -> int:
         print(
             f"  runs up to {here.max_depth} folders below, {here.order} step first, output {here.output}, dtype {here.dtype}"
         )
+        for name in HOOKS:
+            if argv := getattr(here, name):
+                print(f"  {name}: {argv[0]}{'' if shutil.which(argv[0]) else ' (not found, or not to be run)'}")
         if loaded.root.get(root):
             print(f"  of its own: {', '.join(sorted(loaded.root[root]))}")
     print("the configuration is valid; `dcp2hfd run --dry-run` says what it would do to each step")

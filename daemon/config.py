@@ -13,6 +13,7 @@ from typing import Any, get_origin
 
 import msgspec
 
+from converter import commands
 from daemon import mounts, units
 from daemon.settings import KEYS, Settings, extra, type_of
 
@@ -87,6 +88,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 def _from_text(key: str, text: str, variable: str) -> Any:
     """A variable's text as TOML would have had it: JSON for lists and tables, else by the key's type."""
     kind = type_of(key)
+    if "command" in extra(key) and not text.lstrip().startswith("["):
+        raise SettingsError(f"{variable}: {commands.problem_of(text)}")
     if get_origin(kind) in (tuple, dict):
         try:
             return msgspec.json.decode(text)
@@ -135,6 +138,8 @@ def _value(key: str, value: Any, where: str, folder: str) -> Any:
             units.address(value)
         except ValueError as error:
             raise SettingsError(f"{key} in {where}: {error}") from None
+    if "command" in how and (problem := commands.problem_of(value)):
+        raise SettingsError(f"{key} in {where}: {problem}")
     if "path" in how and isinstance(value, str):
         return os.path.normpath(os.path.join(folder, os.path.expanduser(value))) if value else value
     if "path" in how and isinstance(value, list):

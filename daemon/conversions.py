@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from converter import layout
 from converter.errors import Retry
 from daemon import schedule, verdict, worker
+from daemon.hooks import NON_FINITE, Hooks
 from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import Gone, Step
@@ -46,6 +47,7 @@ class Conversions:
         ledger: Ledger,
         log: Logger,
         news: News,
+        hooks: Hooks,
         *,
         tally: Tally,
         watchers: Mapping[str, RootWatcher],
@@ -55,7 +57,7 @@ class Conversions:
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
-        self._tracker, self._ledger, self._news, self._tally = tracker, ledger, news, tally
+        self._tracker, self._ledger, self._news, self._hooks, self._tally = tracker, ledger, news, hooks, tally
         self._watchers = watchers
         self._once = once
         self._wake = wake
@@ -140,6 +142,8 @@ class Conversions:
                 self.failures += 1
                 log = self._tracker.step_log(job.root, self._tracker.waiting[job.path].facts)
                 log.error("conversion_failed", attempt=0, quarantined=False, retry_at=None, **lack)
+                row = self._tracker.row(job.root, self._tracker.waiting[job.path].facts)
+                self._hooks.failed(row, attempt=0, started=None, quarantined=False, retry_at=None, fields=lack)
         return lack is None
 
     # One attempt
@@ -176,6 +180,8 @@ class Conversions:
         try:
             outcome = await started.attempt.run()
             ended = self._clock()
+            if outcome.result == "succeeded":
+                self._hooks.succeeded(row, started=started.key.started, fields=_fields(started, outcome))
             self._ledger.end_attempt(started.key, outcome, ended)
             if outcome.killed and job.root in self._watchers:
                 await self._watchers[job.root].sweep(started.request.folder, timeout=1.5)
@@ -204,8 +210,11 @@ class Conversions:
     def _succeeded(self, started: _Started, outcome: Outcome, latest: Step) -> None:
         job, row = started.job, started.row
         self._room.was_enough(job.root)
-        output = outcome.event.get("output") or f"{started.request.folder}/{layout.published_name(job.step)}"
+        fields = _fields(started, outcome)
+        output = fields["output"]
         wish = verdict.wish(self._tracker.runs.get(job.run), started.settings)
+        if outcome.result == "skipped":
+            self._hooks.found_published(msgspec.structs.replace(row, output=output), before=started.key.started)
         self._ledger.put(
             msgspec.structs.replace(
                 row, state=State.DONE, reason="", error=None, hint="", attempts=0, next_attempt=None, wish=wish, output=output
@@ -213,7 +222,6 @@ class Conversions:
         )  # fmt: skip
         self._tracker.published(job.path, latest)
         log = self._tracker.step_log(job.root, latest)
-        fields = fields_of(outcome.event) | {"attempt": row.attempts + 1, "seconds": outcome.seconds, "output": output}
         if outcome.result == "succeeded":
             log.info("conversion_succeeded", **fields)
         else:
@@ -231,6 +239,18 @@ class Conversions:
             settings=settings,
             jitter=self._jitter(),
         )
+        why = {"error": outcome.error, "message": outcome.message, "hint": outcome.hint}
+        fields = why | ({"failed_path": outcome.path} if outcome.path else {})
+        fields |= {"figures": outcome.event["figures"]} if "figures" in outcome.event else {}
+        log, attempt = self._tracker.step_log(job.root, latest), row.attempts + 1
+        if outcome.error == NON_FINITE:
+            self._news.non_finite(log, row, outcome, now)
+        if follows.is_failure:
+            is_last = self._once or follows.state == State.QUARANTINED
+            self._hooks.failed(
+                row, attempt=attempt, started=started.key.started, quarantined=follows.state == State.QUARANTINED,
+                retry_at=None if is_last else follows.next_attempt, fields=fields,
+            )  # fmt: skip
         self._ledger.put(
             msgspec.structs.replace(
                 row,
@@ -245,10 +265,7 @@ class Conversions:
         self.failures += outcome.retry not in schedule.NO_FAILURE
         judged = Verdict(follows.state, outcome.message, outcome.error, outcome.hint, follows.next_attempt or 0.0)
         self._tracker.keep(job.path, Tracked(job.root, latest, judged))
-        why = {"error": outcome.error, "message": outcome.message, "hint": outcome.hint}
-        fields = why | ({"failed_path": outcome.path} if outcome.path else {})
-        fields |= {"figures": outcome.event["figures"]} if "figures" in outcome.event else {}
-        self._news.failure(self._tracker.step_log(job.root, latest), outcome, follows, row.attempts + 1, fields)
+        self._news.failure(log, outcome, follows, attempt, fields)
         if follows.state == State.UNSUPPORTED:
             self._tracker.block(job.root, latest, Block(outcome.error or "", outcome.message, outcome.hint), fields)
         if follows.pauses_root:
@@ -260,3 +277,10 @@ class Conversions:
     def _look(self, job: Job) -> None:
         if job.root in self._watchers:
             self._watchers[job.root].look(job.path)
+
+
+def _fields(started: _Started, outcome: Outcome) -> dict[str, Any]:
+    """What is said of an attempt that ended well, in its line and to `on_success`."""
+    output = outcome.event.get("output") or f"{started.request.folder}/{layout.published_name(started.job.step)}"
+    own = {"attempt": started.row.attempts + 1, "seconds": outcome.seconds, "output": output}
+    return fields_of(outcome.event) | own

@@ -37,6 +37,19 @@ MIGRATIONS = (
     CREATE TABLE requests (id INTEGER PRIMARY KEY, path TEXT NOT NULL, accept_copy INTEGER NOT NULL, asked REAL NOT NULL);
     CREATE TABLE daemons (owner TEXT PRIMARY KEY, since REAL NOT NULL, what TEXT NOT NULL);
     """,
+    """
+    CREATE TABLE outbox (
+        key TEXT PRIMARY KEY, hook TEXT NOT NULL, root TEXT NOT NULL, facts TEXT NOT NULL, created REAL NOT NULL,
+        tries INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0, owner TEXT NOT NULL DEFAULT '',
+        ended REAL, result TEXT
+    );
+    CREATE INDEX outbox_waiting ON outbox (created) WHERE ended IS NULL;
+    CREATE TABLE non_finite (
+        path TEXT NOT NULL, save_id TEXT NOT NULL, root TEXT NOT NULL, run_name TEXT NOT NULL, step INTEGER NOT NULL,
+        found REAL NOT NULL, tensors INTEGER NOT NULL, nan INTEGER NOT NULL, inf INTEGER NOT NULL,
+        PRIMARY KEY (path, save_id)
+    );
+    """,
 )
 """What brings the schema from one version to the next; released ones are never changed."""
 

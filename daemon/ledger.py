@@ -14,15 +14,16 @@ import msgspec
 from daemon import database, overview
 from daemon.database import Connection, Record, transaction
 from daemon.messages import Answer
+from daemon.outbox import Outbox
 from daemon.process import is_alive, owner_of
-from daemon.records import AttemptKey, Outcome, Row, State
+from daemon.records import AttemptKey, Ended, Outcome, Row, State
 from daemon.verdict import Block
 
 _COLUMNS = tuple(field.name for field in msgspec.structs.fields(Row))
 _FORGIVEN = (State.FAILED, State.QUARANTINED, State.REMOVED, State.UNSUPPORTED, State.FOREIGN, State.VANISHED)
 
 
-class Ledger:
+class Ledger(Outbox):
     """One open ledger."""
 
     def __init__(self, connection: Connection) -> None:
@@ -129,6 +130,17 @@ class Ledger:
                 msgspec.json.encode(outcome.event).decode(), self.owner, attempt.started, attempt.path, attempt.save_id,
             ),
         )  # fmt: skip
+
+    def last_attempt(self, path: str, save_id: str, *, before: float | None = None) -> Ended | None:
+        """The last attempt at this save (of those that began before `before`), whoever made it."""
+        found = self._db.execute(
+            "SELECT a.started, a.result, a.owner FROM attempts a JOIN steps s ON s.id = a.step_id "
+            "WHERE s.path = ? AND s.save_id = ? AND a.started < ? ORDER BY a.id DESC LIMIT 1",
+            (path, save_id, float("inf") if before is None else before),
+        ).fetchone()
+        if found is None:
+            return None
+        return Ended(found["started"], found["result"] or ("running" if is_alive(found["owner"]) else "interrupted"))
 
     def last_attempts(self) -> dict[str, dict[str, Any]]:
         """By path of the step, the last attempt at its newest save."""

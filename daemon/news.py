@@ -14,6 +14,8 @@ from daemon.verdict import Verdict
 
 PROGRESS_EVERY = 10.0
 """Seconds between two `conversion_progress` lines of one attempt."""
+NAMED = 20
+"""Tensors that a line names."""
 LISTED = frozenset({State.INCOMPLETE, State.SUSPECT, State.FOREIGN, State.UNSUPPORTED, State.QUARANTINED})
 """States that `--once` lists, also where they are no news."""
 
@@ -112,6 +114,22 @@ class News:
                 retry_at=None if again is None else units.utc(again),
                 seconds=outcome.seconds,
                 **fields,
+            )
+
+    def non_finite(self, log: Logger, row: Row, outcome: Outcome, now: float) -> None:
+        """NaN or infinity in a save's weights, an emergency for its training: said once for each save."""
+        figures = outcome.event.get("figures", {})
+        count, nan, inf = (int(figures.get(name, 0)) for name in ("count", "nan", "inf"))
+        if self._ledger.note_non_finite(row, tensors=count, nan=nan, inf=inf, now=now):
+            log.error(
+                "non_finite_weights",
+                save_id=row.save_id,
+                message=f"{count} tensors hold NaN ({nan:,} elements) or infinity ({inf:,})",
+                hint="look at the training run now: what it saves from here on may be broken too",
+                count=count,
+                nan=nan,
+                inf=inf,
+                tensors=dict(sorted(figures.get("tensors", {}).items())[:NAMED]),
             )
 
 

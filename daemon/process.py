@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-_KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "LD_LIBRARY_PATH")
+_KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "CREDENTIALS_DIRECTORY")  # fmt: skip
 _SET = {
     "PYTHONSAFEPATH": "1",
     "PYTHONPATH": str(Path(__file__).resolve().parent.parent),

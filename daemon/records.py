@@ -69,6 +69,14 @@ class Outcome(msgspec.Struct, kw_only=True, frozen=True):
     """Bytes that it had resident at most (`process.peak_memory`)."""
 
 
+class Ended(NamedTuple):
+    """An attempt as others see it: when it began (epoch seconds), and its result."""
+
+    started: float
+    result: str
+    """Of an Outcome, or `running`; `interrupted` also where nobody lived to note one."""
+
+
 class AttemptKey(NamedTuple):
     """Which attempt of this process: no number of a table's, since the table may be another by its end (`refuge`)."""
 

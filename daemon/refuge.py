@@ -112,8 +112,8 @@ def _survives(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # Every public method: none can be forgotten.
-for _name, _method in vars(Ledger).items():
-    if inspect.isfunction(_method) and _name not in vars(KeptLedger) and not _name.startswith("_"):
+for _name, _method in inspect.getmembers(Ledger, inspect.isfunction):
+    if _name not in vars(KeptLedger) and not _name.startswith("_"):
         setattr(KeptLedger, _name, _survives(_method))
 
 
@@ -140,7 +140,7 @@ def _merge(memory: database.Connection, path: Path) -> None:
                 f"INSERT INTO disk.attempts (step_id, {attempts}) SELECT d.id, {taken} FROM main.attempts a "
                 "JOIN main.steps m ON m.id = a.step_id JOIN disk.steps d ON d.path = m.path AND d.save_id = m.save_id"
             )
-            for table in ("runs", "daemons"):
+            for table in ("runs", "daemons", "outbox", "non_finite"):
                 memory.execute(f"INSERT OR REPLACE INTO disk.{table} SELECT * FROM main.{table}")
     finally:
         memory.execute("DETACH DATABASE disk")

@@ -31,6 +31,11 @@ class Next(NamedTuple):
     next_attempt: float | None = None
     pauses_root: bool = False
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether it is said, and told to hooks, as a failure."""
+        return self.state in (State.FAILED, State.QUARANTINED, State.PENDING)
+
 
 def next_jobs(
     jobs: Iterable[Job], *, slots: int, now: float, newest_first: Iterable[str] = (), last_started: Mapping[str, float]

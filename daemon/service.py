@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from daemon import worker
 from daemon.config import SettingsError
 from daemon.conversions import Command, Conversions
+from daemon.deliveries import Deliveries
 from daemon.health import Pulse
+from daemon.hooks import Hooks
 from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import Alive, FromScanner, Gone, Run, RunGone, Said, Scanning, Started, Step, Swept, Unreachable
@@ -67,13 +69,24 @@ class Service:
         self._watchers: dict[str, RootWatcher] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         news = News(ledger, log, once=self._once)
-        self._tracker = Tracker(ledger, log, news, settings_of=self._settings_of, once=self._once, clock=clock)
         self._tally, self._presence, self._pulse = Tally(), Presence(), Pulse()
+        hooks = Hooks(ledger, settings_of=self._settings_for, clock=clock)
+        self._deliveries = Deliveries(
+            ledger,
+            log,
+            settings_of=self._settings_for,
+            once=self._once,
+            wake=lambda: self._wake.set(),
+            clock=clock,
+            jitter=jitter,
+        )
+        self._tracker = Tracker(ledger, log, news, hooks, settings_of=self._settings_of, once=self._once, clock=clock)
         self._conversions = Conversions(
             self._tracker,
             ledger,
             log,
             news,
+            hooks,
             tally=self._tally,
             watchers=self._watchers,
             once=self._once,
@@ -144,6 +157,7 @@ class Service:
             self._conversions.rehearse()
         else:
             self._conversions.start_due(self._settings, now)
+            self._deliveries.start_due(self._settings.roots, now)
         self._tell_systemd()
 
     def _on_message(self, root: str, message: FromScanner) -> None:
@@ -175,7 +189,9 @@ class Service:
         if any(watcher.is_reachable is None for watcher in self._watchers.values()):
             return False
         settles = any(watcher.is_reachable and watcher.settling for watcher in self._watchers.values())
-        return not settles or time.monotonic() - self._started_at > SETTLE_AT_MOST
+        if settles and time.monotonic() - self._started_at <= SETTLE_AT_MOST:
+            return False
+        return self._dry_run or not self._deliveries.is_busy(self._settings.roots, self._clock())
 
     def _look_again(self, path: str) -> None:
         self._log.info("retry_asked", path=path)
@@ -187,6 +203,10 @@ class Service:
     def _settings_of(self, root: str) -> Settings | None:
         watcher = self._watchers.get(root)
         return watcher.settings if watcher is not None else None
+
+    def _settings_for(self, root: str) -> Settings:
+        """Also while its watcher is being replaced."""
+        return self._settings.for_root(root)
 
     def _start_watchers(self) -> None:
         for root in self._settings.roots:
@@ -253,10 +273,10 @@ class Service:
             await self._endpoints.use(address)
 
     async def _let_go(self) -> None:
-        """Ends conversions, then scanners, within 10 s, and leaves nothing of ours in a checkpoint folder."""
+        """Ends conversions and hooks, then scanners, within 10 s, and leaves nothing of ours in a checkpoint folder."""
         self._notifier.stopping()
         self._pulse.is_stopping = True
-        await self._conversions.stop()
+        await asyncio.gather(self._conversions.stop(), self._deliveries.stop())
         await self._stop_watchers(list(self._watchers))
         if self._endpoints is not None:
             await self._endpoints.close()

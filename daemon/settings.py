@@ -16,6 +16,7 @@ _ROOT: dict[str, Any] = {"per_root": True}
 _ROOT_DURATION: dict[str, Any] = {"per_root": True, "unit": "duration"}
 _ROOT_SIZE: dict[str, Any] = {"per_root": True, "unit": "size"}
 _ROOT_PATH: dict[str, Any] = {"per_root": True, "path": True}
+_ROOT_COMMAND: dict[str, Any] = {"per_root": True, "command": True}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -195,6 +196,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             extra={"address": True},
         ),
     ] = "127.0.0.1:9469"
+    before_publish: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Command (a list of words, no shell) that sees an export before it is published, and may add files.",
+            extra=_ROOT_COMMAND,
+        ),
+    ] = ()
+    sign: Annotated[
+        tuple[str, ...],
+        Meta(description="Command that leaves `model.sig` there, made last, over all the rest.", extra=_ROOT_COMMAND),
+    ] = ()
+    on_success: Annotated[
+        tuple[str, ...],
+        Meta(description="Command that is told of each published step, at least once.", extra=_ROOT_COMMAND),
+    ] = ()
+    on_failure: Annotated[
+        tuple[str, ...],
+        Meta(description="Command that is told of each failure, at least once.", extra=_ROOT_COMMAND),
+    ] = ()
+    hook_timeout: Annotated[
+        float,
+        Meta(gt=0, description="Time after which one of these commands is killed.", extra=_ROOT_DURATION),
+    ] = 600.0
 
     root: Annotated[
         dict[str, dict[str, Any]], Meta(description='`[root."/path"]`: a root, and the keys that differ there.')
@@ -211,13 +235,17 @@ KEYS: dict[str, Meta] = {
 }
 
 
+HOOKS = tuple(key for key, meta in KEYS.items() if (meta.extra or {}).get("command"))
+"""Keys that are commands."""
+
+
 def type_of(key: str) -> Any:
     """The type of a key's value."""
     return get_args(next(field.type for field in msgspec.structs.fields(Settings) if field.name == key))[0]
 
 
 def extra(key: str) -> dict[str, Any]:
-    """How a key's value is written ("unit", "path", "address"), and whether a root's table may set it ("per_root")."""
+    """How a key's value is written ("unit", "path", "address", "command"), and whether a root's table may set it."""
     return KEYS[key].extra or {}
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from daemon import verdict
+from daemon.hooks import Hooks
 from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import Gone, Run, RunGone, Step
@@ -38,12 +39,13 @@ class Tracker:
         ledger: Ledger,
         log: Logger,
         news: News,
+        hooks: Hooks,
         *,
         settings_of: Callable[[str], Settings | None],
         once: bool,
         clock: Callable[[], float],
     ) -> None:
-        self._ledger, self._log, self._news = ledger, log, news
+        self._ledger, self._log, self._news, self._hooks = ledger, log, news, hooks
         self._settings_of = settings_of
         self._once = once
         self._clock = clock
@@ -113,6 +115,7 @@ class Tracker:
             wish=verdict.wish(run, settings) if is_done else row.wish,
         )
         if new != before:
+            self._tell_hooks(before if is_same_save else None, new)
             self._ledger.put(new)
         log = self.step_log(root, facts)
         if before is None:
@@ -123,6 +126,16 @@ class Tracker:
         is_news = self._news.verdict(log, before if is_same_save else None, judged, facts, tried=tried)
         self.failures += self._once and is_news and judged.state == State.QUARANTINED
         self.keep(path, Tracked(root, facts, judged))
+
+    def _tell_hooks(self, before: Row | None, new: Row) -> None:
+        """What becomes of a step without an attempt that saw it through, before it is remembered."""
+        if new.state == State.DONE and before is not None and before.state not in (State.DONE, State.REMOVED):
+            self._hooks.found_published(before)
+        if new.state == State.QUARANTINED and (
+            before is None or (before.state, before.reason) != (new.state, new.reason)
+        ):
+            why = {"error": new.error, "message": new.reason, "hint": new.hint}
+            self._hooks.failed(new, attempt=0, started=None, quarantined=True, retry_at=None, fields=why)
 
     def on_gone(self, root: str, message: Gone) -> None:
         """A step was purged."""

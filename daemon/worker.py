@@ -5,6 +5,7 @@ Nothing is shared in memory: whoever runs the command line and hands on its even
 
 import asyncio
 import contextlib
+import json
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -51,6 +52,8 @@ def command(request: Request, settings: Settings) -> list[str]:
         flags += ["--threads", str(settings.threads)]
     if settings.io_bandwidth_limit:
         flags += ["--io-bandwidth-limit", str(settings.io_bandwidth_limit)]
+    for flag, words in (("--before-publish", settings.before_publish), ("--sign", settings.sign)):
+        flags += [flag, json.dumps(words), "--hook-timeout", str(settings.hook_timeout)] if words else []
     for flag, asked in (
         ("--force", settings.overwrite_foreign),
         ("--allow-routing-drift", settings.allow_routing_drift),

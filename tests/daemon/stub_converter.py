@@ -66,6 +66,9 @@ match behaviour.split():
     case ["fail_late", error, retry]:
         time.sleep(5)
         fail(error, retry)
+    case ["nan"]:
+        broken = {"layers.0.w": {"nan": 3, "inf": 0}, "layers.1.w": {"nan": 0, "inf": 1}}
+        fail("NonFiniteTensor", "never", figures={"tensors": broken, "count": 2, "nan": 3, "inf": 1})
     case ["drift"]:
         fail("RoutingDrift", "unsupported", figures={"largest": 0.1})
     case _:

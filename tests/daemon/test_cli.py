@@ -171,7 +171,7 @@ def test_retry_of_something_unknown_is_an_error(state: Path, tmp_path: Path) -> 
 def test_check_says_what_it_would_do(tmp_path: Path) -> None:
     config = tmp_path / "dcp2hf.toml"
     config.write_text(
-        f'roots = ["{tmp_path}/a"]\nstate_dir = "state"\n[root."{tmp_path}/b"]\nobserver = "polling"\npoll_interval = "1min"'
+        f'roots = ["{tmp_path}/a"]\nstate_dir = "state"\non_success = ["sh", "-c", "s3cret"]\nsign = ["/none/sign"]\n[root."{tmp_path}/b"]\nobserver = "polling"\npoll_interval = "1min"'
     )
     said = dcp2hfd("check", "--config", str(config))
 
@@ -179,6 +179,9 @@ def test_check_says_what_it_would_do(tmp_path: Path) -> None:
     assert f"state_dir: {tmp_path}/state" in said.stdout
     assert f"root: {tmp_path}/b" in said.stdout
     assert "polling, listed every 1min" in said.stdout
+    assert "on_success: sh\n" in said.stdout
+    assert "sign: /none/sign (not found" in said.stdout
+    assert "s3cret" not in said.stdout
     assert not (tmp_path / "state").exists()
 
 

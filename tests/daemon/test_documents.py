@@ -45,6 +45,9 @@ KEYS_OF_PART_A = [
     "nice",
     "memory_limit",
     "metrics_address",
+    "before_publish",
+    "on_success",
+    "on_failure",
 ]
 """What the contract promises (shared/contract.md), but for keys that later parts build."""
 EVENTS_OF_THE_CONTRACT = [

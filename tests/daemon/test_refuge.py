@@ -149,3 +149,23 @@ def test_a_state_dir_that_is_wrong_is_no_failing_disk(tmp_path: Path) -> None:
 
     with pytest.raises(LedgerError, match="set state_dir to a folder"):
         Kept(tmp_path / "file")
+
+
+def test_calls_of_hooks_survive_a_state_dir_that_fails_and_are_not_made_twice(
+    kept: Callable[[], Kept], tmp_path: Path
+) -> None:
+    one = kept()
+    one.ledger.enqueue("before", "on_success", "/r", {"step": 10}, 0.0)
+    with no_room():
+        one.ledger.enqueue("meanwhile", "on_failure", "/r", {"step": 20}, 1.0)
+        assert one.ledger.is_away
+        before, meanwhile = one.ledger.due(["/r"], 2.0)
+        assert one.ledger.claim(before)
+        one.ledger.end_delivery(before, "delivered", 2.0)
+        assert one.ledger.note_non_finite(row(10), tensors=1, nan=2, inf=0, now=2.0)
+    one.go_back()
+    assert not one.ledger.is_away
+
+    on_disk = Ledger.open(tmp_path)
+    assert on_disk.due(["/r"], 2.0) == [meanwhile]
+    assert not on_disk.note_non_finite(row(10), tensors=1, nan=2, inf=0, now=3.0)

@@ -16,6 +16,17 @@ def load(
     return config.load(config=str(file), environ=environ or {}, roots=roots)
 
 
+@pytest.mark.parametrize("key", ["before_publish", "sign", "on_success", "on_failure"])
+def test_a_command_that_is_text_is_refused_with_what_to_write(key: str, tmp_path: Path) -> None:
+    for text, environ in ((f'{key} = "curl x"', {}), ("", {f"DCP2HF_{key.upper()}": "curl x"})):
+        with pytest.raises(SettingsError, match=r"no shell reads it: .*\[\"sh\", \"-c\", \"…\"\]"):
+            load(tmp_path, text, environ)
+    with pytest.raises(SettingsError, match=f"{key} in .*absolute path"):
+        load(tmp_path, f'{key} = ["./notify"]')
+    loaded = load(tmp_path, '[root."/r"]\n' + f'{key} = ["sh", "-c", "curl x"]')
+    assert getattr(loaded.for_root("/r"), key) == ("sh", "-c", "curl x")
+
+
 def test_everything_has_a_default() -> None:
     loaded = config.load(environ={}, default="/nonexistent/dcp2hf.toml")
 
@@ -44,7 +55,7 @@ def test_an_unknown_variable_is_named_with_the_nearest_known_one(tmp_path: Path)
         load(tmp_path, environ={"DCP2HF_WORKER": "2"})
 
 
-@pytest.mark.parametrize("key", ["before_publish", "on_success", "on_failure", "runner", "slurm"])
+@pytest.mark.parametrize("key", ["runner", "slurm"])
 def test_a_key_of_a_part_that_is_not_built_is_not_accepted_and_ignored(tmp_path: Path, key: str) -> None:
     with pytest.raises(SettingsError, match=f"unknown key '{key}'"):
         load(tmp_path, f'{key} = "x"')
