@@ -31,6 +31,7 @@ from daemon.systemd import Notifier
 from daemon.tally import Tally
 from daemon.tracker import Tracker
 from daemon.watcher import RootWatcher
+from daemon.watchers import Watchers
 
 if TYPE_CHECKING:
     from daemon.endpoints import Endpoints
@@ -66,8 +67,7 @@ class Service:
         self._reload = reload
         self._scanner = scanner
         self._clock = clock
-        self._watchers: dict[str, RootWatcher] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._watchers = Watchers(self._watcher, self._on_root_left)
         news = News(ledger, log, once=self._once)
         self._tally, self._presence, self._pulse = Tally(), Presence(), Pulse()
         hooks = Hooks(ledger, settings_of=self._settings_for, clock=clock)
@@ -80,7 +80,9 @@ class Service:
             clock=clock,
             jitter=jitter,
         )
-        self._tracker = Tracker(ledger, log, news, hooks, settings_of=self._settings_of, once=self._once, clock=clock)
+        self._tracker = Tracker(
+            ledger, log, news, hooks, settings_of=self._watchers.settings_of, once=self._once, clock=clock
+        )
         self._conversions = Conversions(
             self._tracker,
             ledger,
@@ -102,12 +104,7 @@ class Service:
         self._endpoints: Endpoints | None = None
         self._wake = asyncio.Event()
         self._stopping = False
-        self._began: set[str] = set()
-        """Roots whose first scan began, or which are known to be away."""
         self._started_at = 0.0
-        self._is_ready = False
-        self._last_alive = float("-inf")
-        self._last_status = ""
 
     async def run(self) -> int:
         """Runs until SIGTERM or SIGINT or, with `once`, until all is done; returns the exit code."""
@@ -123,7 +120,7 @@ class Service:
         finished = False
         try:
             await self._serve()
-            self._start_watchers()
+            await self._watchers.use(self._settings)
             while not self._stopping and not (finished := self._is_finished()):
                 self._wake.clear()
                 self._tick()
@@ -131,7 +128,7 @@ class Service:
                     async with asyncio.timeout(TICK):
                         await self._wake.wait()
             self._tracker.list_unsettled()
-            away = sum(watcher.is_reachable is False for watcher in self._watchers.values())
+            away = self._watchers.away
         finally:
             await self._let_go()
         if not self._once:
@@ -151,14 +148,16 @@ class Service:
         self._ledger.go_back()
         if not self._once and self._ledger.changed():
             for path in self._ledger.take_requests(self._settings.roots):
-                self._look_again(path)
+                self._log.info("retry_asked", path=path)
+                self._watchers.look_again(path)
         self._tracker.tick(now)
         if self._dry_run:
             self._conversions.rehearse()
         else:
             self._conversions.start_due(self._settings, now)
             self._deliveries.start_due(self._settings.roots, now)
-        self._tell_systemd()
+        is_late = time.monotonic() - self._started_at > READY_AFTER
+        self._notifier.turn(ready=is_late or len(self._watchers.began) >= len(self._watchers), status=self._status())
 
     def _on_message(self, root: str, message: FromScanner) -> None:
         self._presence.on_message(root, message)
@@ -175,7 +174,7 @@ class Service:
                 self._log.warning(event, root=root, path=path, message=text)
                 return
             case Scanning() | Unreachable():
-                self._began.add(root)
+                self._watchers.began.add(root)
             case RunGone():
                 self._tracker.on_run_gone(message)
             case Alive() | Swept():
@@ -186,50 +185,27 @@ class Service:
         """With `once`: every root was looked at, nothing settles, nothing runs, nothing is left to start."""
         if not self._once or len(self._conversions) or self._conversions.due():
             return False
-        if any(watcher.is_reachable is None for watcher in self._watchers.values()):
+        if not self._watchers.have_looked:
             return False
-        settles = any(watcher.is_reachable and watcher.settling for watcher in self._watchers.values())
-        if settles and time.monotonic() - self._started_at <= SETTLE_AT_MOST:
+        if self._watchers.settle and time.monotonic() - self._started_at <= SETTLE_AT_MOST:
             return False
         return self._dry_run or not self._deliveries.is_busy(self._settings.roots, self._clock())
 
-    def _look_again(self, path: str) -> None:
-        self._log.info("retry_asked", path=path)
-        for root, watcher in self._watchers.items():
-            if f"{path}/".startswith(f"{root.rstrip('/')}/") or f"{root}/".startswith(f"{path.rstrip('/')}/"):
-                watcher.look(path)
-
     # Roots
-    def _settings_of(self, root: str) -> Settings | None:
-        watcher = self._watchers.get(root)
-        return watcher.settings if watcher is not None else None
-
     def _settings_for(self, root: str) -> Settings:
         """Also while its watcher is being replaced."""
         return self._settings.for_root(root)
 
-    def _start_watchers(self) -> None:
-        for root in self._settings.roots:
-            if root not in self._watchers:
-                self._watchers[root] = watcher = RootWatcher(
-                    root,
-                    self._settings.for_root(root),
-                    on_message=self._on_message,
-                    known=self._ledger.answers,
-                    log=self._log,
-                    read_only=self._dry_run,
-                    command=self._scanner(root) if self._scanner else None,
-                )
-                self._tasks[root] = asyncio.create_task(watcher.run())
+    def _watcher(self, root: str, settings: Settings) -> RootWatcher:
+        command = self._scanner(root) if self._scanner else None
+        return RootWatcher(
+            root, settings, on_message=self._on_message, known=self._ledger.answers, log=self._log,
+            read_only=self._dry_run, command=command,
+        )  # fmt: skip
 
-    async def _stop_watchers(self, roots: list[str]) -> None:
-        tasks = [self._tasks.pop(root) for root in roots]
-        for root, task in zip(roots, tasks, strict=True):
-            task.cancel()
-            del self._watchers[root]
-            self._tracker.forget_root(root)
-            self._presence.forget_root(root)
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def _on_root_left(self, root: str) -> None:
+        self._tracker.forget_root(root)
+        self._presence.forget_root(root)
 
     # Signals
     def _on_hangup(self) -> None:
@@ -250,14 +226,7 @@ class Service:
             self._log.warning("config_needs_restart", message="a new state_dir is used after a restart only")
         self._settings, self._pulse.is_config_good = new, True
         await self._serve()
-        await self._stop_watchers(
-            [
-                root
-                for root, watcher in self._watchers.items()
-                if root not in new.roots or watcher.settings != new.for_root(root)
-            ]
-        )
-        self._start_watchers()
+        await self._watchers.use(new)
         self._log.info("config_reloaded", roots=list(new.roots))
         self._notifier.ready(self._status())
         self._wake.set()
@@ -277,28 +246,14 @@ class Service:
         self._notifier.stopping()
         self._pulse.is_stopping = True
         await asyncio.gather(self._conversions.stop(), self._deliveries.stop())
-        await self._stop_watchers(list(self._watchers))
+        await self._watchers.stop()
         if self._endpoints is not None:
             await self._endpoints.close()
         self._ledger.unregister()
         self._log.info("daemon_stopped")
 
-    # systemd
-    def _tell_systemd(self) -> None:
-        now = time.monotonic()
-        if not self._is_ready and (len(self._began) >= len(self._watchers) or now - self._started_at > READY_AFTER):
-            self._is_ready = True
-            self._notifier.ready(self._status())
-        interval = self._notifier.watchdog_interval
-        if interval and now - self._last_alive >= interval:
-            self._last_alive = now
-            self._notifier.alive()
-        if self._is_ready and (status := self._status()) != self._last_status:
-            self._last_status = status
-            self._notifier.status(status)
-
     def _status(self) -> str:
-        away = sum(watcher.is_reachable is False for watcher in self._watchers.values())
+        away = self._watchers.away
         states = [tracked.verdict.state for tracked in self._tracker.waiting.values()]
         return (
             f"{len(self._watchers)} roots{f' ({away} unreachable)' if away else ''}, {len(self._conversions)} converting, "

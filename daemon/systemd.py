@@ -16,6 +16,9 @@ class Notifier:
         ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.watchdog_interval = int(environ.get("WATCHDOG_USEC", "0")) / 2e6 if ours else 0.0
         """Seconds between two signs of life (half of WatchdogSec); 0 where none is wanted."""
+        self._is_ready = False
+        self._last_alive = float("-inf")
+        self._last_status = ""
 
     def send(self, *states: str) -> None:
         """States such as `READY=1`; lost where the manager is gone, which is not our failure."""
@@ -30,13 +33,18 @@ class Notifier:
         """Start-up, or a reload, is finished."""
         self.send("READY=1", f"STATUS={status}")
 
-    def status(self, text: str) -> None:
-        """The line that `systemctl status` shows."""
-        self.send(f"STATUS={text}")
-
-    def alive(self) -> None:
-        """The loop went round."""
-        self.send("WATCHDOG=1")
+    def turn(self, *, ready: bool, status: str) -> None:
+        """The loop went round: says so as often as is wanted, once that it is `ready`, and then each other status."""
+        now = time.monotonic()
+        if ready and not self._is_ready:
+            self._is_ready = True
+            self.ready(status)
+        if self.watchdog_interval and now - self._last_alive >= self.watchdog_interval:
+            self._last_alive = now
+            self.send("WATCHDOG=1")
+        if self._is_ready and status != self._last_status:
+            self._last_status = status
+            self.send(f"STATUS={status}")
 
     def reloading(self) -> None:
         """The config is being read again; `ready` ends it."""

@@ -17,13 +17,16 @@ def manager(tmp_path: Path) -> socket.socket:
     return manager
 
 
-def test_states_reach_the_socket(manager: socket.socket) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
-    notifier.ready("2 roots")
-    notifier.alive()
+def test_a_loop_says_that_it_is_ready_once_that_it_lives_as_often_as_wanted_and_each_other_status(
+    manager: socket.socket,
+) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "60000000"})
+    for ready, status in ((False, "begins"), (True, "2 roots"), (True, "2 roots"), (True, "1 root")):
+        notifier.turn(ready=ready, status=status)
     notifier.stopping()
 
-    assert [manager.recv(1000).decode().split("\n")[0] for _ in range(3)] == ["READY=1", "WATCHDOG=1", "STOPPING=1"]
+    said = [manager.recv(1000).decode().replace("\n", " ") for _ in range(5)]
+    assert said == ["WATCHDOG=1", "READY=1 STATUS=2 roots", "STATUS=2 roots", "STATUS=1 root", "STOPPING=1 STATUS=stopping"]
 
 
 def test_a_reload_says_when_it_began(manager: socket.socket) -> None:
@@ -37,9 +40,9 @@ def test_a_reload_says_when_it_began(manager: socket.socket) -> None:
 def test_an_abstract_socket_is_reached_too() -> None:
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     manager.bind(f"\0dcp2hf-test-{os.getpid()}")
-    Notifier({"NOTIFY_SOCKET": f"@dcp2hf-test-{os.getpid()}"}).alive()
+    Notifier({"NOTIFY_SOCKET": f"@dcp2hf-test-{os.getpid()}"}).reloading()
 
-    assert manager.recv(100) == b"WATCHDOG=1"
+    assert manager.recv(100).startswith(b"RELOADING=1")
 
 
 def test_the_watchdog_is_served_twice_in_its_time_and_only_if_it_is_ours() -> None:
