@@ -80,7 +80,7 @@ def _retries(fault: Fault, said: dict[str, Any]) -> set[str]:
     if fault.mode == Mode.SHORT or fault.error == errno.EINTR:
         return set()
     allowed = {Retry.SPACE if fault.error in FULL else Retry.BACKOFF}
-    if said["fired"].endswith("/checkpoint/config.json"):  # closing what was only read may report any of them
+    if "config.json" in said["fired"] and layout.PREFIX not in said["fired"]:  # the run's; its CLOSE may report ENOSPC
         allowed.add(Retry.CONFIG)
     if fault.error == errno.ENOENT:
         allowed |= {Retry.VANISHED, Retry.INCOMPLETE}

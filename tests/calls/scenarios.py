@@ -32,7 +32,7 @@ class Scenario:
     crashed: bool = False
     """The owner before died between two renames: the old directory is set aside, lock and staging directory lie about."""
     is_whole: bool = False
-    """Every call meets every errno, also those of which there are hundreds."""
+    """Every call meets every errno, those of which there are hundreds one each, in turn; else every third call does."""
 
 
 SCENARIOS = {

@@ -40,6 +40,11 @@ around it. It makes every call on a path below the root, or below `state_dir`, f
 each errno that such a call can give; from a call on for good; or kills the process with SIGKILL before the call, or once
 it took effect. A *point* is one call and what it met. Every point below was met, and every promise held.
 """
+_WHOLE = """
+In a first export and in the scanner every call fails with every errno; of the kinds of which there are hundreds of calls
+(READ, STAT, READDIR, OPEN, CLOSE) each call meets one errno, the next call the next. In the other situations every third
+call fails so, and below `state_dir` every call. What lasts begins at every tenth call, a full disk at each.
+"""
 _PART = """
 **This is a part of the points**, as `make test` tries them: each errno of each kind of call in one place, each state of a
 publication once. `make faults` tries all and writes this page anew.
@@ -53,7 +58,7 @@ def told(row: Row) -> str:
 
 def document(rows: Sequence[Row]) -> str:
     """The whole page."""
-    lines = [_HEAD, "" if ALL_POINTS else _PART, "\n"]
+    lines = [_HEAD, _WHOLE if ALL_POINTS else _PART, "\n"]
     for suite, promise in SUITES.items():
         lines.append(f"## {suite}\n\n{promise}\n\n| situation | points | what became of them |\n|---|---|---|\n")
         lines += [f"| {row.situation} | {row.points:,} | {told(row)} |\n" for row in rows if row.suite == suite]

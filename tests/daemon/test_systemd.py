@@ -26,7 +26,13 @@ def test_a_loop_says_that_it_is_ready_once_that_it_lives_as_often_as_wanted_and_
     notifier.stopping()
 
     said = [manager.recv(1000).decode().replace("\n", " ") for _ in range(5)]
-    assert said == ["WATCHDOG=1", "READY=1 STATUS=2 roots", "STATUS=2 roots", "STATUS=1 root", "STOPPING=1 STATUS=stopping"]
+    assert said == [
+        "WATCHDOG=1",
+        "READY=1 STATUS=2 roots",
+        "STATUS=2 roots",
+        "STATUS=1 root",
+        "STOPPING=1 STATUS=stopping",
+    ]
 
 
 def test_a_reload_says_when_it_began(manager: socket.socket) -> None:

@@ -22,8 +22,9 @@ from tests.soak.schedule import RUNS, Plan, Run
 from tests.soak.trainer import Trainer
 from tests.soak.watcher import Watcher
 
-SMALL = "192m"
-"""Size of the small file system: a conversion wants 64 MB to be free beside its export."""
+SMALL, A_STEP = 192, 1
+"""Size of the small file system in MiB: so much, and so much for each step of the soak (every fifth or so is saved there,
+and takes 3 MiB and 1 MiB more as an export). A conversion wants 64 MiB to be free beside its export."""
 PATIENCE = 240.0
 """Seconds without a publication after which nothing more is waited for: a lock of another host is stale after 90."""
 QUIET = 8.0
@@ -45,7 +46,7 @@ def play(plan: Plan, place: Path, checkpoints: Path, history: History) -> None:
     history.record("begun", seed=plan.seed, steps=plan.steps, place=str(place))
     for root in ("full", "plain", "small"):
         (place / root).mkdir()
-    with _small(place / "small", history) as has_small:
+    with _small(place / "small", SMALL + A_STEP * plan.steps, history) as has_small:
         accidents = Accidents(place, history, wait)
         trainers = [_trainer(run, place, checkpoints, history, wait) for run in RUNS]
         watcher = Watcher([trainer.checkpoint for trainer in trainers], history, accidents.look_after)
@@ -115,12 +116,12 @@ def _await_the_end(history: History, accidents: Accidents) -> None:
 
 
 @contextmanager
-def _small(folder: Path, history: History) -> Iterator[bool]:
-    """A small file system at `folder`, where that is possible (in a mount namespace of our own: see `__main__`)."""
+def _small(folder: Path, size: int, history: History) -> Iterator[bool]:
+    """A file system of `size` MiB at `folder`, where that is possible (in a mount namespace of our own: see `__main__`)."""
     mounted = os.geteuid() == 0 and shutil.which("mount") is not None
     if mounted:
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "soak", str(folder)], capture_output=True, text=True
+            ["mount", "-t", "tmpfs", "-o", f"size={size}m", "soak", str(folder)], capture_output=True, text=True
         )
         mounted = done.returncode == 0
     if not mounted:
