@@ -160,7 +160,8 @@ def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes
         try:
             if name.endswith(".json"):
                 said = parse_json(payload)
-                highest = max(highest, highest_id(said) if name == "tokenizer.json" else -1)
+                if name in ("tokenizer.json", "vocab.json"):
+                    highest = max(highest, highest_id(said if name == "tokenizer.json" else {"model": {"vocab": said}}))
             elif name.endswith((".txt", ".jinja")):
                 payload.decode("utf-8")
             if name == "merges.txt" and any(

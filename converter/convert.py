@@ -31,6 +31,8 @@ from converter.source import (
 )
 from converter.traffic import drop_from_cache
 
+_SPARE = 64 << 20
+"""Bytes that stay free beside an export."""
 Report = Callable[[str, dict[str, Any]], None]
 """Event name and fields; `cli` shows them."""
 
@@ -40,22 +42,21 @@ def convert_step(step: Path, options: Options, report: Report, prover: Callable[
 
     `prover` starts the process that has torch. Raises a ConversionError.
     """
-
-    def progress(name: str, done: int, total: int) -> None:
-        report("conversion_progress", {"phase": name, "bytes_done": done, "bytes_total": total})
-
     try:
-        with prover(lambda done, of: progress("forward", done, of)) as started:  # first: what it imports takes longest
-            _convert(step, options, report, progress, started)
+        _convert(step, options, report, prover)
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        raise errors.MachineFailure(
+            "no more threads can be started", path=step, hint="fewer --threads, or more memory (memory_limit) or tasks"
+        ) from error
     except OSError as error:
         if _is_gone(step):
             raise errors.StepVanished("the step is gone", path=step, hint="the trainer purged it") from None
         raise errors.from_oserror(error, error.filename or options.output or step.parent) from error
 
 
-def _convert(
-    step: Path, options: Options, report: Report, progress: Callable[[str, int, int], None], prover: Prover
-) -> None:
+def _convert(step: Path, options: Options, report: Report, start_prover: Callable[..., Prover]) -> None:
     begun, phase = time.monotonic(), Clock()
     number = layout.step_number(step.name)
     assert number is not None
@@ -71,13 +72,20 @@ def _convert(
             report("conversion_skipped", about | {"reason": reason})
         return reason is not None
 
+    def progress(name: str, done: int, total: int) -> None:
+        report("conversion_progress", {"phase": name, "bytes_done": done, "bytes_total": total})
+
     def waiting(owner: Owner | None) -> None:
         who = {"owner": owner.host.partition("/")[0], "pid": owner.pid} if owner else {}
         report("waiting_for_lock", {"path": str(folder / layout.lock_name(number)), **who})
 
     if skipped():
         return
-    with publish.folder_for(folder), Lock(folder, number, on_wait=waiting, sleep=options.sleep) as lock:
+    with (
+        publish.folder_for(folder),
+        Lock(folder, number, on_wait=waiting, sleep=options.sleep) as lock,
+        start_prover(lambda done, of: progress("forward", done, of)) as prover,
+    ):
         publish.clear(folder, number)
         if skipped():
             return
@@ -158,9 +166,11 @@ def _is_gone(step: Path) -> bool:
 def _check_space(folder: Path, wanted: int) -> None:
     facts = os.statvfs(folder)
     free = facts.f_bavail * facts.f_frsize
-    if free < wanted + (64 << 20):
+    if free < wanted + _SPARE:
         raise errors.NoSpace(
-            f"the export needs {wanted:,} bytes, {free:,} are free", path=folder, hint="free space on this file system"
+            f"the export needs {wanted:,} bytes and {_SPARE:,} beside, {free:,} are free",
+            path=folder,
+            hint="free space on this file system",
         )
 
 

@@ -18,8 +18,9 @@ SUBDIRECTORY = "hf"
 PREFIX = ".dcp2hf-"
 """Begins every name of ours that is not published."""
 
-_STEP = re.compile(r"step-(0|[1-9]\d*)")
-_OURS = re.compile(r"\.dcp2hf-(0|[1-9]\d*)\.(?:([0-9a-f]{16})\.(staging|replaced)|lock(?:\..*)?)")
+_STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
+"""ASCII digits alone, and no more of them than SQLite's integers hold: other names are nobody's steps."""
+_OURS = re.compile(r"\.dcp2hf-(0|[1-9][0-9]{0,17})\.(?:([0-9a-f]{16})\.(staging|replaced)|lock(?:\..*)?)")
 
 
 def step_number(name: str) -> int | None:

@@ -168,6 +168,9 @@ def _read(path: Path, payload: bytes, said: dict[str, Any]) -> RunConfig:
     for key, value in _dict(said, "model").items():
         if key in DIMENSIONS and value is not None and not isinstance(value, int | float):
             problem = f"model.{key} is {value!r}"[:200]
+    imports = _dict(said, "override").get("imports") or []
+    if not isinstance(imports, list):
+        problem = f"override.imports is {imports!r}"[:200]
     if problem:
         raise errors.RunConfigUnreadable(
             f"run config is not usable: {problem}",
@@ -185,7 +188,7 @@ def _read(path: Path, payload: bytes, said: dict[str, Any]) -> RunConfig:
             **common, generation="0.3", model_name=_text(spec, "name") or "", flavor=_text(spec, "flavor") or "",
             hf_assets_path=_text(said, "hf_assets_path"), tokenizer_path=_text(said, "hf_assets_path"),
             model=spec["model"] if isinstance(spec.get("model"), dict) else None,
-            overrides=tuple(str(name) for name in _dict(said, "override").get("imports") or ()),
+            overrides=tuple(map(str, imports)),
         )  # fmt: skip
     model = said["model"]
     tokenizer = next((text for section, key in _TOKENIZER_KEYS if (text := _text(_dict(said, section), key))), None)

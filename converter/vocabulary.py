@@ -25,8 +25,8 @@ def highest_id(said: Any) -> int:
 
 
 def check_there(names: Sequence[str], highest: int, where: Path) -> None:
-    """Raises AssetsInvalid for a `tokenizer.json` without ids: transformers 5 makes an empty tokenizer of it."""
-    if "tokenizer.json" in names and highest < 0:
+    """Raises AssetsInvalid for a vocabulary without ids: transformers 5 makes an empty tokenizer of it."""
+    if {"tokenizer.json", "vocab.json"} & {*names} and highest < 0:
         raise errors.AssetsInvalid(
             "the tokenizer has no vocabulary", path=where, hint="name the right folder with --tokenizer"
         )

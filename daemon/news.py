@@ -145,6 +145,9 @@ class AttemptEvents:
             case "conversion_progress" if time.monotonic() - self._last >= PROGRESS_EVERY:
                 self._last = time.monotonic()
                 self._log.info("conversion_progress", attempt=self._attempt, **fields_of(event))
+            case "waiting_for_lock":
+                who = {name: event[name] for name in ("owner", "pid") if name in event}
+                self._log.info("waiting_for_lock", attempt=self._attempt, lock=event.get("path"), **who)
             case "warning":
                 self._log.warning("conversion_warning", attempt=self._attempt, **fields_of(event))
             case _:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 
 import msgspec
 
@@ -167,6 +168,10 @@ if __name__ == "__main__":
         status = main()
     except BrokenPipeError:
         status = 0
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        status = 1
     # Threads may hang in the file system: leave without waiting for them.
     sys.stdout = None
     os._exit(status)

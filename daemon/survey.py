@@ -228,7 +228,12 @@ class Survey:
             run = self._runs[path] = RunTrack(
                 path, self._config, self._voice, known=self._known, watch=self._watch, look_into=self._look_into
             )
-        run.look(folder, below, full=full)
+        try:
+            run.look(folder, below, full=full)
+        except OSError:
+            raise
+        except Exception as error:  # whatever is in a run that we did not foresee, the others go on
+            self._voice.say("run_failed", path, f"{type(error).__name__}: {error}")
 
     def _probe(self, path: str, metadata_size: int) -> Answer:
         return probe(

@@ -55,7 +55,10 @@ class RootWatcher:
         pause = RESTART_FIRST
         while True:
             started = time.monotonic()
-            problem = await self._run_one()
+            try:
+                problem = await self._run_one()
+            except Exception as error:  # a root that nobody watches must be seen, whatever the reason
+                problem = f"what the scanner said could not be taken in ({type(error).__name__}: {error})"
             self.scanner_ends += 1
             self._unreachable(problem)
             pause = RESTART_FIRST if time.monotonic() - started > 600.0 else min(pause * 2, RESTART_MOST)

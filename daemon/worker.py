@@ -159,7 +159,8 @@ class Attempt:
             if event is None:
                 self._say(line)
                 continue
-            self._progress = self._clock()
+            if event["event"] != "waiting_for_lock":  # of somebody who may hang, or who only pretends
+                self._progress = self._clock()
             if event["event"] in _ENDS:
                 self._last = event
             self._on_event(event)

@@ -15,7 +15,7 @@ from converter import recorded as recorded_files
 from converter.assets import Search, disagreements
 from converter.recorded import LIMIT
 from converter.run_config import RunConfig
-from converter.vocabulary import check_tokens, check_vocabulary
+from converter.vocabulary import check_there, check_tokens, check_vocabulary
 
 
 def run(hf_assets: object = None, tokenizer: object = None, **fields: Any) -> RunConfig:
@@ -144,6 +144,25 @@ def test_a_folder_without_a_tokenizer_is_named(step: Path, tmp_path: Path) -> No
         assets.read(step, run(folder), Search())
     (folder / "vocab.json").write_text("{}")
     assert set(assets.read(step, run(folder), Search()).tokenizer) == {"merges.txt", "vocab.json"}
+
+
+@pytest.mark.parametrize(
+    ("name", "empty", "full"),
+    [("tokenizer.json", {"model": {"vocab": {}}}, {"model": {"vocab": {"a": 0}}}), ("vocab.json", {}, {"a": 0})],
+)
+def test_a_vocabulary_without_ids_is_refused(
+    name: str, empty: dict[str, Any], full: dict[str, Any], step: Path, tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "t")
+    (folder / "tokenizer.json").unlink()
+    (folder / name).write_text(json.dumps(full))
+    found = assets.read(step, run(folder), Search())
+    check_there(tuple(found.tokenizer), found.highest_id, folder)
+
+    (folder / name).write_text(json.dumps(empty))
+    found = assets.read(step, run(folder), Search())
+    with pytest.raises(errors.AssetsInvalid, match="no vocabulary"):
+        check_there(tuple(found.tokenizer), found.highest_id, folder)
 
 
 def test_embedding_recorded_figures_and_tokenizer_must_fit() -> None:

@@ -105,7 +105,13 @@ def test_the_daemons_question_has_an_answer_for_what_is_gone_or_empty(tmp_path: 
     assert storage.probe(tmp_path / "step-2")["state"] == "incomplete"
 
 
-@pytest.mark.parametrize("name", ["step-0", "step-7", "step-1800"])
+@pytest.mark.parametrize("name", [f"step-{10**18}", "step-9223372036854775808", "step-1\uff12", "step-\u0661"])
+def test_what_no_ledger_holds_or_another_step_may_be_taken_for_is_no_step(name: str) -> None:
+    assert layout.step_number(name) is None
+    assert layout.published_step(f"{name}-hf") is None
+
+
+@pytest.mark.parametrize("name", ["step-0", "step-7", "step-1800", f"step-{10**18 - 1}"])
 def test_only_exact_names_are_steps(name: str) -> None:
     number = int(name[5:])
     assert layout.step_number(name) == number

@@ -67,6 +67,13 @@ def test_the_first_of_the_places_wins(step: Path, tmp_path: Path) -> None:
         find(step, names=("mine.json",), logs_roots=(logs,))
 
 
+@pytest.mark.parametrize("imports", [5, True, "x", {"a": 1}])
+def test_overrides_that_are_no_list_are_named(imports: Any, step: Path) -> None:
+    put(step.parent / "config.json", override={"imports": imports})
+    with pytest.raises(errors.RunConfigUnreadable, match=r"override\.imports"):
+        find(step)
+
+
 def test_a_file_named_by_a_person_is_the_only_candidate(step: Path, tmp_path: Path) -> None:
     put(step.parent / "config.json")
     mine = put(tmp_path / "mine.json", training={"dtype": "float32", "seq_len": 8})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from converter import storage
+from converter import run_config, storage
 from daemon import messages
 from daemon.messages import Answer, Config, Gone, Run, RunGone, Said, Scanned, Step, Swept, Unreachable, answer_of
 from daemon.settings import Settings
@@ -240,6 +240,26 @@ def test_only_wanted_steps_are_looked_at(make_run: MakeRun, tmp_path: Path) -> N
     make_run("a", 10, 15, 20, 30)
 
     assert steps(Look(tmp_path / "root", min_step=20, every=20).scan()) == {"a/20": "complete"}
+
+
+def test_a_run_that_cannot_be_looked_at_for_a_reason_nobody_foresaw_is_named_once_and_holds_no_other_up(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run("a", 10)
+    make_run("b", 10)
+    find = run_config.find
+
+    def fails(step: Path, **options: object) -> run_config.RunConfig:
+        if step.parent.name == "a":
+            raise TypeError("of a config that nobody has seen")
+        return find(step, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_config, "find", fails)
+    look = Look(tmp_path / "root")
+    said = look.scan() + look.scan() + look.scan(121.0)
+
+    assert steps(said) == {"b/10": "complete"}
+    assert [(m.event, Path(m.path).name) for m in said if isinstance(m, messages.Said)] == [("run_failed", "a")]
 
 
 def test_links_are_named_once_and_not_followed(make_run: MakeRun, tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""A watcher whose scanner, or whose daemon, meets what nobody foresaw: the root is said to be away, and tried again."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any, cast
+
+from daemon.logs import Logger
+from daemon.messages import FromScanner, Run
+from daemon.settings import Settings
+from daemon.watcher import RootWatcher
+from tests.daemon.conftest import add_step
+
+
+class Log:
+    """Keeps what is said, and by whom it is bound."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, dict[str, Any]]] = []
+
+    def bind(self, **_: Any) -> "Log":
+        return self
+
+    def error(self, event: str, **fields: Any) -> None:
+        self.said.append((event, fields))
+
+    info = warning = error
+
+
+def test_a_message_that_cannot_be_taken_in_is_said_and_the_root_is_watched_again(tmp_path: Path, saved: Path) -> None:
+    (tmp_path / "a").mkdir()
+    add_step(saved, tmp_path / "a", 10)
+    log, runs = Log(), 0
+    later = asyncio.Event()
+
+    def take(root: str, message: FromScanner) -> None:
+        nonlocal runs
+        if isinstance(message, Run):
+            runs += 1
+            if runs == 1:
+                raise OverflowError("too large")
+            later.set()
+
+    async def watch() -> None:
+        watcher = RootWatcher(
+            str(tmp_path), Settings(), on_message=take, known=lambda root: (), log=cast(Logger, log), read_only=True
+        )
+        task = asyncio.create_task(watcher.run())
+        await asyncio.wait_for(later.wait(), 30)
+        assert watcher.scanner_ends == 1
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(watch())
+
+    ((_, fields),) = [said for said in log.said if said[0] == "root_unreachable"]
+    assert "OverflowError: too large" in fields["message"]
