@@ -24,10 +24,11 @@ from converter.flags import (
     parse_size,
     search_of,
 )
-from converter.inspect import describe, preview, show
+from converter.inspect import describe, preview
 from converter.report import reporter
 from converter.source import Options
 from converter.storage import Limits
+from converter.tables import show
 from converter.verdict import show as show_verdict
 from converter.verify import locate, verify
 

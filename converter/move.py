@@ -36,7 +36,7 @@ class Moved:
 
 
 class Progress:
-    """Adds up bytes from several threads and reports them a few times a second."""
+    """Adds up bytes from several threads and reports them a few times a second, and that all are moved at once."""
 
     def __init__(
         self, name: str, total: int, report: Callable[[str, int, int], None], check: Callable[[], None] = lambda: None
@@ -49,7 +49,7 @@ class Progress:
         self._done += moved
         self._check()
         now = time.monotonic()
-        if now - self._told > 0.25:
+        if now - self._told > 0.25 or self._done - moved < self._total <= self._done:
             self._told = now
             self._report(self._name, min(self._done, self._total), self._total)
 
