@@ -36,7 +36,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NOTHING, EXIT_INTERRUPTED = 0, 1, 2, 3, 1
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=True,
+    add_completion=False,  # share/ has it for both commands, and starts no Python at each TAB
     pretty_exceptions_enable=False,
     help="Converts TorchTitan checkpoints to HuggingFace directories, exactly.",
 )
