@@ -33,8 +33,14 @@ def preview(step: Path, options: Options) -> tuple[bool, str]:
 
 
 def describe(step: Path) -> dict[str, Any]:
-    """What `dcp2hf inspect --json` prints: state and reason, and the tensors where metadata can be read."""
-    said: dict[str, Any] = {"path": str(step), **storage.probe_apart(step)}
+    """What `dcp2hf inspect --json` prints: state and reason, and the tensors where metadata can be read.
+
+    `unreadable` is a step that the file system does not give: purged meanwhile, or no rights.
+    """
+    try:
+        said: dict[str, Any] = {"path": str(step), **storage.probe_apart(step)}
+    except OSError as error:
+        said = {"path": str(step), "state": "unreadable", "reason": errors.from_oserror(error, step).what}
     if said.get("kind") == "dcp" and said["state"] not in ("incomplete", "damaged"):
         try:
             _, metadata = storage.read(step)

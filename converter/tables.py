@@ -17,7 +17,14 @@ _NUMBERS = {"model", "parameters", "DCP shards", "shape", "chunks"}
 _WIDE = 70
 _WIDE_ONLY = {"format", "parameters", "DCP shards", "save id", "chunks"}
 """Columns that a terminal has from so many characters on."""
-_COLOURS = {"complete": "green", "suspect": "yellow", "settling": "yellow", "incomplete": "yellow", "damaged": "red"}
+_COLOURS = {
+    "complete": "green",
+    "suspect": "yellow",
+    "settling": "yellow",
+    "incomplete": "yellow",
+    "damaged": "red",
+    "unreadable": "red",
+}
 
 
 def show(described: list[dict[str, Any]]) -> None:

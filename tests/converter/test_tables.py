@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from converter import report, tables
+from converter import inspect, report, tables
 from tests.build.cases import BY_NAME
 from tests.labs.terminal import Said, on_terminal
 
@@ -56,6 +56,13 @@ def test_a_terminal_gets_the_same_facts_in_its_width(run: Path, columns: int) ->
     tensors = dcp2hf("inspect", run / "step-2", columns=columns)
     assert "tok_embeddings.weight" in tensors.text
     assert max(map(len, tensors.text.splitlines())) <= columns
+
+
+def test_a_step_that_is_purged_meanwhile_is_said_and_hides_no_other(tmp_path: Path) -> None:
+    described = inspect.describe(tmp_path / "step-2")
+
+    assert (described["state"], described["path"]) == ("unreadable", str(tmp_path / "step-2"))
+    assert "ENOENT" in described["reason"]
 
 
 def test_colours_go_to_terminals_and_not_where_no_color_is_set(run: Path) -> None:
