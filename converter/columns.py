@@ -1,9 +1,11 @@
-"""Owns plain columns: what both commands print of a table where no terminal reads it.
+"""Owns how both commands print where rich does not: plain columns, and characters that an encoding lacks.
 
 Standard library only: the daemon imports it too.
 """
 
+import io
 from collections.abc import Sequence
+from typing import TextIO
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -12,3 +14,9 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
     ]
+
+
+def allow_any_character(stream: TextIO) -> None:
+    """A character that the stream's encoding lacks is written as an escape, instead of ending the command."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")

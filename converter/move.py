@@ -99,11 +99,13 @@ def _export(plan: Plan, source: Source, staging: Path, options: Options, tell: T
     files, index = lay_out(plan.exports, dtypes, options.max_shard_size)
     if index is not None:
         write_durably(staging / INDEX, index)
-    told = Progress("export", model_bytes(source.metadata), tell, asking.check)
+    total = model_bytes(source.metadata)
+    told = Progress("export", total, tell, asking.check)
     traffic = options.traffic(model_bytes(source.metadata))
     threads = options.threads or min(4, len(os.sched_getaffinity(0)))
     with Writer(staging, files, traffic) as writer:
         outcome = Exporter(
             source.listing.path, plan, files, tensors, source.dtype, threads, told, writer, traffic
         ).run()
+        tell("export", total, total)  # what a tied head leaves out is never moved
         return Moved(plan, files, outcome, writer.written, {} if index is None else {INDEX: index})

@@ -78,9 +78,6 @@ def _bar() -> Iterator[Report]:
             if event == "conversion_progress":
                 phase, done, total = fields["phase"], fields["bytes_done"], fields["bytes_total"]
                 if phase not in tasks:
-                    for known in progress.tasks:  # what a tied head leaves out is never moved: the bar before is full
-                        if known.id != tasks.get("forward") and phase != "forward":
-                            progress.update(known.id, completed=known.total, moved="")
                     tasks[phase] = progress.add_task(phase.replace("_", " "), total=total, moved="")
                 progress.update(tasks[phase], completed=done)
                 task = next(task for task in progress.tasks if task.id == tasks[phase])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from converter.columns import columns
+from converter.columns import allow_any_character, columns
 from converter.errors import printable
 
 _STEPS = ("step", "state", "format", "model", "parameters", "dtypes", "DCP shards", "save id")
@@ -29,6 +29,7 @@ _COLOURS = {
 
 def show(described: list[dict[str, Any]]) -> None:
     """A table of steps and why some are not complete; of a single step, its tensors as well."""
+    allow_any_character(sys.stdout)
     steps = [_step(said) for said in described]
     reasons = [f"{_name(said)}: {printable(said['reason'])}" for said in described if said["reason"]]
     tensors = described[0].get("tensors", {}) if len(described) == 1 else {}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from converter.columns import allow_any_character
 from daemon import config, mounts, units
 from daemon.config import SettingsError
 from daemon.database import LedgerError
@@ -119,6 +120,7 @@ def _status(options: argparse.Namespace) -> int:
     from daemon import status
 
     folder = config.state_dir(config.load(config=options.config))
+    allow_any_character(sys.stdout)
     if options.watch:
         if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
             print("dcp2hfd: --watch needs a terminal that can be redrawn; for scripts there is --json", file=sys.stderr)

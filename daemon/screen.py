@@ -57,6 +57,8 @@ def _fitting(found: dict[str, Any], console: Console) -> RenderableType:
     room = console.height - _lines(head, console)
     shown = sorted(found["runs"], key=_last_moved, reverse=True)
     for newest in (NEWEST, 5, 3, 1, 0):
+        if newest and sum(4 + min(newest, len(run["steps"])) for run in shown) > room:
+            continue  # seen without drawing it
         runs = [_run(run, newest, console.width, now) for run in shown]
         ends = list(accumulate(_lines(run, console) for run in runs))
         if not ends or ends[-1] <= room:

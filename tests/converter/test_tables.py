@@ -11,6 +11,7 @@ import pytest
 
 from converter import inspect, report, tables
 from tests.build.cases import BY_NAME
+from tests.converter.running import Convert
 from tests.labs.terminal import Said, on_terminal
 
 REPOSITORY = Path(__file__).parents[2]
@@ -104,6 +105,13 @@ def test_a_bar_has_bytes_rate_and_time_left_and_a_forward_pass_layers() -> None:
     assert report._moved("export", 610_000_000, 1_190_000_000, 412e6, 62.0) == "0.61/1.19 GB    412 MB/s   1:02"
     assert report._moved("read_back", 0, 5_000, None, None) == "0.00/5.00 kB               -:--"
     assert report._moved("forward", 14, 56, 3.0, 20.0) == "14/56 layers"
+
+
+@pytest.mark.parametrize("phase", ["export", "read_back"])
+def test_every_bar_of_bytes_ends_full_though_a_tied_head_is_not_moved(phase: str, run: Path, convert: Convert) -> None:
+    told = [fields for event, fields in convert(run / "step-2").events if fields.get("phase") == phase]
+
+    assert told[-1]["bytes_done"] == told[-1]["bytes_total"] > 0
 
 
 def test_a_conversion_on_a_narrow_terminal_ends_with_what_was_checked(run: Path) -> None:

@@ -106,6 +106,15 @@ def test_colours_go_to_terminals_and_not_where_no_color_is_set(ledger: Ledger, d
     assert "\x1b" not in drawn(environ={"TERM": "dumb"}).raw
 
 
+@pytest.mark.parametrize("arguments", [(), ("--all",)])
+def test_a_terminal_of_another_encoding_is_shown_escapes(ledger: Ledger, drawn: Status, arguments: tuple[str]) -> None:
+    finish(ledger, 10, run="/r/日本")
+    said = drawn(*arguments, environ={"PYTHONIOENCODING": "latin-1"})
+
+    assert said.code == 0
+    assert r"\u65e5\u672c" in said.text
+
+
 def test_names_that_a_terminal_would_obey_are_shown_and_not_obeyed(ledger: Ledger, drawn: Status) -> None:
     name = "a\x1b]0;owned\x07\x1b[2J\n[bold]:smile:"
     finish(ledger, 10, run=f"/r/{name}")
