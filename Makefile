@@ -5,7 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 DEMO ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-slow faults soak fuzz bench lint venv clean
+.PHONY: run test test-slow faults soak fuzz bench manual lint venv clean
 
 venv: $(VENV)/.installed
 
@@ -51,6 +51,10 @@ RUNS ?= 3
 LIMIT ?= 0
 bench: venv
 	$(BIN)/python -m bench --size $(SIZE) --dtype $(DTYPE) $(if $(filter no,$(ADAM)),--no-adam) --runs $(RUNS) --limit $(LIMIT)
+
+# Man pages and completion from the parsers and settings, into share/ (a test compares).
+manual: venv
+	$(BIN)/python -m manual
 
 lint: venv
 	$(BIN)/ruff check .

@@ -29,10 +29,11 @@ from converter.flags import (
     search_of,
 )
 from converter.hooks import Hooks
-from converter.inspect import describe, preview, show
+from converter.inspect import describe, preview
 from converter.report import reporter
 from converter.source import Options
 from converter.storage import Limits
+from converter.tables import show
 from converter.verdict import show as show_verdict
 from converter.verify import locate, verify
 
@@ -40,7 +41,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NOTHING, EXIT_INTERRUPTED = 0, 1, 2, 3, 1
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=True,
+    add_completion=False,  # share/ has it for both commands, and starts no Python at each TAB
     pretty_exceptions_enable=False,
     help="Converts TorchTitan checkpoints to HuggingFace directories, exactly.",
 )

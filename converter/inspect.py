@@ -33,8 +33,14 @@ def preview(step: Path, options: Options) -> tuple[bool, str]:
 
 
 def describe(step: Path) -> dict[str, Any]:
-    """What `dcp2hf inspect --json` prints: state and reason, and the tensors where metadata can be read."""
-    said: dict[str, Any] = {"path": str(step), **storage.probe_apart(step)}
+    """What `dcp2hf inspect --json` prints: state and reason, and the tensors where metadata can be read.
+
+    `unreadable` is a step that the file system does not give: purged meanwhile, or no rights.
+    """
+    try:
+        said: dict[str, Any] = {"path": str(step), **storage.probe_apart(step)}
+    except OSError as error:
+        said = {"path": str(step), "state": "unreadable", "reason": errors.from_oserror(error, step).what}
     if said.get("kind") == "dcp" and said["state"] not in ("incomplete", "damaged"):
         try:
             _, metadata = storage.read(step)
@@ -49,26 +55,3 @@ def describe(step: Path) -> dict[str, Any]:
             },
         }
     return said
-
-
-def show(described: list[dict[str, Any]]) -> None:
-    """A table of steps; of a single step, its tensors as well."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    steps = Table("step", "state", "format", "model", "parameters", "dtypes", "DCP shards", "save id", box=None)
-    for said in described:
-        steps.add_row(
-            Path(said["path"]).name, said["state"], said.get("kind", ""), f"{said.get('model_bytes', 0) / 1e9:.3f} GB", f"{said.get('model_elements', 0):,}",
-            " ".join(said.get("dtypes", ())), str(said.get("ranks", "")), str(said.get("save_id") or ""),
-        )  # fmt: skip
-    console.print(steps)
-    for said in described:
-        if said["reason"]:
-            console.print(f"{Path(said['path']).name}: {said['reason']}", markup=False)
-    if len(described) == 1 and described[0].get("tensors"):
-        tensors = Table("tensor", "dtype", "shape", "chunks", box=None)
-        for fqn, facts in described[0]["tensors"].items():
-            tensors.add_row(ascii(fqn)[1:-1], facts["dtype"], "x".join(map(str, facts["shape"])), str(facts["chunks"]))
-        console.print(tensors)

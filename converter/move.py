@@ -36,7 +36,7 @@ class Moved:
 
 
 class Progress:
-    """Adds up bytes from several threads and reports them a few times a second."""
+    """Adds up bytes from several threads and reports them a few times a second, and that all are moved at once."""
 
     def __init__(
         self, name: str, total: int, report: Callable[[str, int, int], None], check: Callable[[], None] = lambda: None
@@ -49,7 +49,7 @@ class Progress:
         self._done += moved
         self._check()
         now = time.monotonic()
-        if now - self._told > 0.25:
+        if now - self._told > 0.25 or self._done - moved < self._total <= self._done:
             self._told = now
             self._report(self._name, min(self._done, self._total), self._total)
 
@@ -99,11 +99,13 @@ def _export(plan: Plan, source: Source, staging: Path, options: Options, tell: T
     files, index = lay_out(plan.exports, dtypes, options.max_shard_size)
     if index is not None:
         write_durably(staging / INDEX, index)
-    told = Progress("export", model_bytes(source.metadata), tell, asking.check)
+    total = model_bytes(source.metadata)
+    told = Progress("export", total, tell, asking.check)
     traffic = options.traffic(model_bytes(source.metadata))
     threads = options.threads or min(4, len(os.sched_getaffinity(0)))
     with Writer(staging, files, traffic) as writer:
         outcome = Exporter(
             source.listing.path, plan, files, tensors, source.dtype, threads, told, writer, traffic
         ).run()
+        tell("export", total, total)  # what a tied head leaves out is never moved
         return Moved(plan, files, outcome, writer.written, {} if index is None else {INDEX: index})

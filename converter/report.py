@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from converter.errors import printable
+
 Report = Callable[[str, dict[str, Any]], None]
 _LEVELS = {
     "conversion_failed": "error",
@@ -59,50 +61,58 @@ def _short(value: Any) -> str:
 def _bar() -> Iterator[Report]:
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    console = Console(stderr=True, highlight=False)
+
+    def say(text: str, style: str = "", lead: str = "") -> None:
+        # Not wrapped: a path that the terminal breaks can still be copied as one.
+        console.print(f"[{style}]{escape(lead)}[/]{escape(text)}" if style else escape(lead + text), soft_wrap=True)
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[moved]}"))
+    with Progress(*columns, console=console, transient=True, expand=True) as progress:
         tasks: dict[str, Any] = {}
 
         def report(event: str, fields: dict[str, Any]) -> None:
             name = f"step {fields.get('step', '')}"
             if event == "conversion_progress":
-                phase = fields["phase"]
-                if phase == "compare":
-                    return
+                phase, done, total = fields["phase"], fields["bytes_done"], fields["bytes_total"]
                 if phase not in tasks:
-                    tasks[phase] = progress.add_task(phase.replace("_", " "), total=fields["bytes_total"])
-                progress.update(tasks[phase], completed=fields["bytes_done"])
+                    tasks[phase] = progress.add_task(phase.replace("_", " "), total=total, moved="")
+                progress.update(tasks[phase], completed=done)
+                task = next(task for task in progress.tasks if task.id == tasks[phase])
+                progress.update(task.id, moved=_moved(phase, done, total, task.speed, task.time_remaining))
                 return
-            for task in tasks.values():
-                progress.remove_task(task)
+            for known in tasks.values():
+                progress.remove_task(known)
             tasks.clear()
             if event == "conversion_started":
-                console.print(f"{name}: converting to {escape(_short(fields['output']))}")
+                say(f"{name}: converting to {_short(fields['output'])}")
             elif event == "conversion_succeeded":
                 passed = sum(check["verdict"] == "passed" for check in fields["checks"])
                 missed = [check["name"] for check in fields["checks"] if check["verdict"] != "passed"]
                 rest = f"; not run: {', '.join(missed)}" if missed else ""
-                console.print(
-                    f"[green]{name}: done[/] in {fields['duration_seconds']:.1f} s, {fields['bytes_written'] / 1e9:.2f} GB, {passed} checks passed{rest}"
-                )
+                figures = f" in {fields['duration_seconds']:.1f} s, {fields['bytes_written'] / 1e9:.2f} GB"
+                say(f"{figures}, {passed} checks passed{rest}", "green", f"{name}: done")
             elif event == "conversion_failed":
-                console.print(
-                    f"[red]{name}: {fields['error']}[/] {escape(fields['message'])}: {escape(_short(fields['path']))}\n  → {escape(fields['hint'])}"
-                )
+                what = f" {printable(fields['message'])}: {_short(fields['path'])}"
+                say(f"{what}\n  → {printable(fields['hint'])}", "red", f"{name}: {fields['error']}")
             elif event == "conversion_skipped":
-                console.print(f"{name}: skipped, {escape(fields['reason'])}")
+                say(f"{name}: skipped, {printable(fields['reason'])}")
             elif event == "warning":
-                console.print(f"[yellow]warning:[/] {escape(fields['message'])}")
+                say(f" {printable(fields['message'])}", "yellow", "warning:")
             else:
-                console.print(f"{event} " + escape(" ".join(f"{k}={_short(v)}" for k, v in fields.items())))
+                say(f"{event} " + " ".join(f"{k}={_short(v)}" for k, v in fields.items()))
 
         yield report
+
+
+def _moved(phase: str, done: int, total: int, rate: float | None, left: float | None) -> str:
+    """Bytes, rate and time left, as a bar says them: `0.61/1.19 GB  412 MB/s  0:02`. A forward pass counts layers."""
+    if phase == "forward":
+        return f"{done}/{total} layers"
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if total >= u), (1e3, "kB"))
+    speed = f"{rate / 1e6:,.0f} MB/s" if rate else ""
+    minutes, seconds = divmod(round(left or 0), 60)
+    rest = f"{minutes}:{seconds:02}" if left is not None else "-:--"
+    return f"{done / unit:.2f}/{total / unit:.2f} {name}  {speed:>10}  {rest:>5}"

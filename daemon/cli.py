@@ -7,9 +7,13 @@ import argparse
 import asyncio
 import os
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from converter.columns import allow_any_character
 from daemon import config, mounts, units
 from daemon.config import SettingsError
 from daemon.database import LedgerError
@@ -26,7 +30,7 @@ or in the config file (--config, $DCP2HF_CONFIG, else /etc/dcp2hf/dcp2hf.toml):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         return int(options.go(options))
     except (SettingsError, LedgerError) as error:
@@ -37,12 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Commands and options; completion and the man page are made from it."""
+    made = argparse.ArgumentParser(
         prog="dcp2hfd",
         description="Watches TorchTitan's checkpoint folders and publishes every complete step in HuggingFace form.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, go: object, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
@@ -65,7 +70,14 @@ def _parser() -> argparse.ArgumentParser:
         "roots", nargs="*", metavar="ROOT", help="a run root, or a folder of them; replaces `roots` of the config"
     )
     status = command("status", _status, "Show every step that is known, and where it stands.")
-    status.add_argument("--json", action="store_true", help="for scripts")
+    how = status.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="for scripts")
+    how.add_argument("--watch", action="store_true", help="on a terminal: refresh in place until Ctrl-C (exit 0)")
+    how.add_argument(
+        "--all",
+        action="store_true",
+        help="every step: a terminal is shown each run's newest, and some that are not done",
+    )
     retry = command("retry", _retry, "Forget the failures of a step or a run and try again.")
     retry.add_argument("path", metavar="PATH", help="a step, or a run")
     retry.add_argument(
@@ -74,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         help="it is a finished copy: convert although its shards are newer than .metadata",
     )
     command("check", _check, "Validate the configuration and say what it would do.")
-    return parser
+    return made
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -109,13 +121,32 @@ def _status(options: argparse.Namespace) -> int:
     from daemon import status
 
     folder = config.state_dir(config.load(config=options.config))
-    ledger = Ledger.read(folder)
-    try:
-        status.show(ledger, folder, as_json=options.json)
-    finally:
-        if ledger is not None:
-            ledger.close()
+    allow_any_character(sys.stdout)
+    if options.watch:
+        if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+            print("dcp2hfd: --watch needs a terminal that can be redrawn; for scripts there is --json", file=sys.stderr)
+            return USAGE
+        return _watch(folder)
+    found = status.look(folder)
+    if options.json:
+        print(status.as_json(found))
+    elif sys.stdout.isatty():
+        from daemon import screen
+
+        screen.draw(found, is_whole=options.all)
+    else:
+        print(status.plain(found, time.time()))
     return 0
+
+
+def _watch(folder: Path) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the terminal gets its screen back
+    try:
+        from daemon import screen, status
+
+        screen.watch(status.looking(folder))
+    except KeyboardInterrupt:
+        return 0
 
 
 def _retry(options: argparse.Namespace) -> int:

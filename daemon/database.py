@@ -144,6 +144,16 @@ def open_for_reading(folder: Path) -> Connection | None:
     return db
 
 
+def written(folder: Path) -> tuple[tuple[int, int], ...]:
+    """Size and mtime (ns) of the ledger's files in `folder`: others than before if anything was written."""
+    found = []
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(OSError):
+            facts = os.stat(folder / f"{NAME}{suffix}")
+            found.append((facts.st_size, facts.st_mtime_ns))
+    return tuple(found)
+
+
 def open_for_rehearsal(folder: Path) -> Connection:
     """A copy in memory of the ledger in `folder` (empty if there is none): nothing written to it lasts."""
     found = open_for_reading(folder)

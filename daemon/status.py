@@ -1,14 +1,18 @@
-"""Owns what `dcp2hfd status` shows: the ledger as a table for people, or as JSON for scripts."""
+"""Owns what `dcp2hfd status` knows: the ledger as JSON for scripts, as plain columns where it is piped (`screen` draws)."""
 
 import json
-import sys
-import time
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from daemon import units
+from converter.columns import columns
+from converter.errors import printable
+from daemon import database, units
 from daemon.ledger import Ledger
 from daemon.records import Row, State
+
+HEAD = ("step", "state", "attempts", "took", "size", "what")
 
 
 def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
@@ -52,67 +56,94 @@ def _step(row: Row, attempt: dict[str, Any], is_running: bool) -> dict[str, Any]
     }
 
 
-def show(ledger: Ledger | None, folder: Path, *, as_json: bool) -> None:
-    """Prints the status: JSON, a table on a terminal, plain columns where it is piped."""
-    found = report(ledger, folder)
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
-    daemons = ", ".join(f"pid {daemon['pid']} since {daemon['since']}" for daemon in found["daemons"])
-    print(f"daemon: {daemons or 'not running'}; ledger in {folder}")
+def look(folder: Path) -> dict[str, Any]:
+    """The status of the ledger in `folder`, opened for reading and closed again. Raises LedgerError."""
+    ledger = Ledger.read(folder)
+    try:
+        return report(ledger, folder)
+    finally:
+        if ledger is not None:
+            ledger.close()
+
+
+def looking(folder: Path) -> Callable[[], dict[str, Any]]:
+    """`look` for somebody who looks again and again: reads 10,000 steps anew only where something was written.
+
+    Who runs is asked each time: a daemon that is killed writes nothing.
+    """
+    before: tuple[Any, ...] = ()
+    found: dict[str, Any] = {}
+
+    def again() -> dict[str, Any]:
+        nonlocal before, found
+        ledger, written = Ledger.read(folder), database.written(folder)
+        try:
+            now = (written, ledger and ledger.daemons())
+            if now != before:
+                before, found = now, report(ledger, folder)
+        finally:
+            if ledger is not None:
+                ledger.close()
+        return found
+
+    return again
+
+
+def plain(found: dict[str, Any], now: float) -> str:
+    """The status as text that scripts may cut up: every step on a line of its own. `now` is seconds since the epoch."""
+    lines = [f"daemon: {who_runs(found)}; ledger in {printable(found['state_dir'])}"]
     if not found["runs"]:
-        print("no step is known yet")
+        lines.append("no step is known yet")
     for run in found["runs"]:
-        print(f"\n{_plain(run['run'])} ({_plain(run['path'])})")
-        _table([_cells(step) for step in run["steps"]])
+        rows = [_cells(step, now) for step in run["steps"]]
+        lines += ["", f"{printable(run['run'])} ({printable(run['path'])})", *columns(HEAD, rows)]
+    return "\n".join(lines)
 
 
-_HEAD = ("step", "state", "attempts", "took", "size", "what")
+def who_runs(found: dict[str, Any]) -> str:
+    """The daemons of a report, or that there is none."""
+    return ", ".join(f"pid {daemon['pid']} since {daemon['since']}" for daemon in found["daemons"]) or "not running"
 
 
-def _cells(step: dict[str, Any]) -> tuple[str, ...]:
-    why = ": ".join(filter(None, (step["error"], step["reason"])))
-    what = step["output"] if step["state"] == State.DONE else "; ".join(filter(None, (why, step["hint"])))
-    if step["retry_at"]:
-        left = max(
-            0, round(time.mktime(time.strptime(step["retry_at"], "%Y-%m-%dT%H:%M:%SZ")) - time.timezone - time.time())
-        )
-        what = f"{what} (again in {left} s)"
-    size = step["bytes_written"] or step["model_bytes"]
+def _cells(step: dict[str, Any], now: float) -> tuple[str, ...]:
     return (
         str(step["step"]),
         step["state"],
         str(step["attempts"] or ""),
         f"{step['duration_seconds']:.1f} s" if step["duration_seconds"] else "",
-        units.about(size) if size else "",
-        _plain(what or ""),
+        size(step),
+        printable(step["output"] or "") if step["state"] == State.DONE else why(step, now),
     )
 
 
-def _table(rows: list[tuple[str, ...]]) -> None:
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        colours = {
-            "done": "green",
-            "running": "cyan",
-            "failed": "yellow",
-            "suspect": "yellow",
-            "foreign": "yellow",
-            "quarantined": "red",
-        }
-        table = Table(*_HEAD, box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(*(Text(cell, style=colours.get(row[1], "") if i == 1 else "") for i, cell in enumerate(row)))
-        Console().print(table)
-        return
-    widths = [max(len(row[i]) for row in [_HEAD, *rows]) for i in range(len(_HEAD))]
-    for row in [_HEAD, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def size(step: dict[str, Any]) -> str:
+    """Of the export, or of the model in the checkpoint where there is none yet."""
+    count = step["bytes_written"] or step["model_bytes"]
+    return units.about(count) if count else ""
 
 
-def _plain(text: str) -> str:
-    """Other people's words without line breaks or terminal escapes."""
-    return text if text.isprintable() else ascii(text)[1:-1]
+def brief(step: dict[str, Any], now: float) -> str:
+    """What a step that is not done failed with, and in how long it is tried again; empty if there is nothing to say."""
+    return printable(", ".join(filter(None, (step["error"], _again(step, now)))))
+
+
+def why(step: dict[str, Any], now: float) -> str:
+    """All that is said of a step that is not done; nothing in it that a terminal obeys."""
+    said = ": ".join(filter(None, (step["error"], step["reason"])))
+    said = "; ".join(filter(None, (said, step["hint"])))
+    again = _again(step, now)
+    return printable(f"{said} ({again})" if again else said)
+
+
+def _again(step: dict[str, Any], now: float) -> str:
+    return f"again in {max(0, round(seconds(step['retry_at']) - now))} s" if step["retry_at"] else ""
+
+
+def seconds(time: str) -> float:
+    """A time of a report as seconds since the epoch."""
+    return datetime.fromisoformat(time).timestamp()
+
+
+def as_json(found: dict[str, Any]) -> str:
+    """What `--json` prints."""
+    return json.dumps(found, indent=2)

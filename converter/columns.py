@@ -1,0 +1,22 @@
+"""Owns how both commands print where rich does not: plain columns, and characters that an encoding lacks.
+
+Standard library only: the daemon imports it too.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import TextIO
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of left-aligned columns, two spaces apart, of any length: nothing wraps, so that a script finds whole lines."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    ]
+
+
+def allow_any_character(stream: TextIO) -> None:
+    """A character that the stream's encoding lacks is written as an escape, instead of ending the command."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,22 @@
+# fish completion of dcp2hfd, made by `make manual`
+complete -c dcp2hfd -f
+complete -c dcp2hfd -n __fish_use_subcommand -a run -d 'Convert what is complete, then keep watching.'
+complete -c dcp2hfd -n __fish_use_subcommand -a status -d 'Show every step that is known, and where it stands.'
+complete -c dcp2hfd -n __fish_use_subcommand -a retry -d 'Forget the failures of a step or a run and try again.'
+complete -c dcp2hfd -n __fish_use_subcommand -a check -d 'Validate the configuration and say what it would do.'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from run' -l config -r -F -d 'default: $DCP2HF_CONFIG, else /etc/dcp2hf/dcp2hf.toml if it exists'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from run' -l once -d 'convert what is complete, then exit (0: all fine, 1: an attempt failed)'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from run' -l dry-run -d 'say what would be converted to where, and why other steps not; write nothing'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from run' -s h -l help -d 'show what there is, and exit'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from run' -a '(__fish_complete_directories)'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from status' -l config -r -F -d 'default: $DCP2HF_CONFIG, else /etc/dcp2hf/dcp2hf.toml if it exists'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from status' -l json -d 'for scripts'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from status' -l watch -d 'on a terminal: refresh in place until Ctrl-C (exit 0)'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from status' -l all -d 'every step: a terminal is shown each run\'s newest, and some that are not done'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from status' -s h -l help -d 'show what there is, and exit'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from retry' -l config -r -F -d 'default: $DCP2HF_CONFIG, else /etc/dcp2hf/dcp2hf.toml if it exists'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from retry' -l accept-copy -d 'it is a finished copy: convert although its shards are newer than .metadata'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from retry' -s h -l help -d 'show what there is, and exit'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from retry' -F
+complete -c dcp2hfd -n '__fish_seen_subcommand_from check' -l config -r -F -d 'default: $DCP2HF_CONFIG, else /etc/dcp2hf/dcp2hf.toml if it exists'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from check' -s h -l help -d 'show what there is, and exit'
