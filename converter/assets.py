@@ -145,7 +145,7 @@ def _json(path: Path, payload: bytes, flag: str) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes], int]:
-    """A tokenizer's files, and the highest id that `tokenizer.json` gives out."""
+    """A tokenizer's files, and the highest id that `tokenizer.json`, or else `vocab.json`, gives out."""
     found = {name: payload for name in ASSET_NAMES if (payload := read_asset(folder / name, recorded)) is not None}
     for name in _templates(folder):
         payload = read_asset(folder / name, recorded)
@@ -156,12 +156,13 @@ def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes
             "there is no tokenizer in this folder", path=folder, hint="name the right folder with --tokenizer"
         )
     highest = -1
+    vocabulary = "tokenizer.json" if "tokenizer.json" in found else "vocab.json"
     for name, payload in found.items():
         try:
             if name.endswith(".json"):
                 said = parse_json(payload)
-                if name in ("tokenizer.json", "vocab.json"):
-                    highest = max(highest, highest_id(said if name == "tokenizer.json" else {"model": {"vocab": said}}))
+                if name == vocabulary:
+                    highest = highest_id(said if name == "tokenizer.json" else {"model": {"vocab": said}})
             elif name.endswith((".txt", ".jinja")):
                 payload.decode("utf-8")
             if name == "merges.txt" and any(

@@ -160,6 +160,8 @@ def test_a_vocabulary_without_ids_is_refused(
     check_there(tuple(found.tokenizer), found.highest_id, folder)
 
     (folder / name).write_text(json.dumps(empty))
+    if name == "tokenizer.json":  # which is what transformers reads where there are both
+        (folder / "vocab.json").write_text('{"a": 0}')
     found = assets.read(step, run(folder), Search())
     with pytest.raises(errors.AssetsInvalid, match="no vocabulary"):
         check_there(tuple(found.tokenizer), found.highest_id, folder)

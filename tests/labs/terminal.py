@@ -53,7 +53,14 @@ def on_terminal(
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     env = {name: value for name, value in environ.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
-        list(map(str, command)), stdin=theirs, stdout=theirs, stderr=theirs, env=env, cwd=folder, start_new_session=True
+        list(map(str, command)),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=env,
+        cwd=folder,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     os.close(theirs)
     written, waiting, ends = b"", bool(interrupt_after), time.monotonic() + seconds
