@@ -47,7 +47,7 @@ class Assets:
     tokenizer: dict[str, bytes]
     """File name (with `additional_chat_templates/`) -> bytes."""
     highest_id: int = -1
-    """Of those that `tokenizer.json` gives out; -1 without one."""
+    """Of those that `tokenizer.json`, or else `vocab.json`, gives out; -1 without one."""
     warnings: tuple[str, ...] = field(default=())
 
 
