@@ -159,6 +159,19 @@ def test_a_conversion_without_progress_is_killed_whatever_it_ignores() -> None:
     assert time.monotonic() - began < worker.STOP_GRACE + 3
 
 
+def test_waiting_for_somebody_elses_lock_is_no_progress_however_often_it_is_said() -> None:
+    code = """
+        import time
+        while True:
+            print('{"event": "waiting_for_lock", "path": "/r/.dcp2hf-1.lock"}', flush=True)
+            time.sleep(0.1)
+    """
+    outcome, _, _ = run(code, with_(S, deadline=0.5))
+
+    assert "no progress" in outcome.message
+    assert outcome.killed
+
+
 def test_a_conversion_that_makes_progress_is_not_killed_however_slow() -> None:
     code = """
         import time
