@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from converter import cli
+from daemon import settings
 from manual import prose
 from manual.__main__ import SHARE, files
 from manual.commands import Program, dcp2hf, dcp2hfd
@@ -54,6 +55,14 @@ def test_every_command_and_option_is_in_page_and_completions(program: Program) -
         assert completed(program.name, command.name, "-") == names
         assert all(f"'{name}[" in made[f"zsh/site-functions/_{program.name}"].replace("'*-", "'-") for name in names)
     assert completed(program.name, "") == {command.name for command in program.commands}
+
+
+def test_each_page_says_what_its_hooks_may_do() -> None:
+    made = {name.rpartition("/")[2]: text.replace("\\-", "-") for name, text in files().items()}
+    said = {name: made[name].partition('.SH "HOOKS"')[2].partition(".SH")[0] for name in ("dcp2hf.1", "dcp2hfd.8")}
+
+    assert all(name in said["dcp2hf.1"] for name in ("--before-publish", "--sign", "--hook-timeout"))
+    assert all(key in said["dcp2hfd.8"] for key in settings.HOOKS)
 
 
 def test_bash_completes_choices_folders_and_files(tmp_path: Path) -> None:

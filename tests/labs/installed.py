@@ -1,4 +1,4 @@
-"""Owns a dcp2hf installed in a lab's machine as the README says, and the unit as tests talk to it."""
+"""Owns a dcp2hf installed in a lab's machine as docs/operators.md says, and the unit as tests talk to it."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def binds(folder: Path, checkpoints: Path) -> list[Bind]:
     packages.mkdir(parents=True)
     for name in ("converter", "daemon"):
         shutil.copytree(_REPOSITORY / name, packages / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(_REPOSITORY / "systemd", folder / "dcp2hf/share/dcp2hf")
     (packages / "dependencies.pth").write_text("/opt/dependencies\n")
     programs = folder / "dcp2hf" / "bin"
     programs.mkdir()
@@ -56,7 +57,6 @@ def binds(folder: Path, checkpoints: Path) -> list[Bind]:
         Bind(Path(sys.base_prefix), sys.base_prefix),
         Bind(Path(sysconfig.get_path("purelib")), "/opt/dependencies"),
         Bind(checkpoints, CASES),
-        Bind(_REPOSITORY / "systemd", "/usr/local/share/dcp2hf"),
     ]
 
 
@@ -69,11 +69,11 @@ class Unit:
         self._cursor = ""
 
     def install(self) -> None:
-        """README, "As a service"; the drop-in is the one the unit's head shows, for a user of its own."""
+        """As docs/operators.md has it, with a user of its own."""
         self._machine.write("/etc/sysusers.d/train.conf", _USERS)
-        shipped = "/usr/local/share/dcp2hf"
+        shipped = "/opt/dcp2hf/share/dcp2hf"
         self._machine.run(
-            f"install -Dm644 {shipped}/dcp2hf.sysusers /usr/lib/sysusers.d/dcp2hf.conf && systemd-sysusers && "
+            f"install -Dm644 {shipped}/dcp2hf.sysusers /etc/sysusers.d/dcp2hf.conf && systemd-sysusers && "
             f"install -Dm644 {shipped}/dcp2hf.toml {_CONFIG} && "
             f"install -Dm644 {shipped}/dcp2hfd.service /etc/systemd/system/{UNIT}.service"
         )
