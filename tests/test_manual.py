@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from converter import cli
 from daemon import settings
-from manual import prose
+from manual import prose, schemas
 from manual.__main__ import SHARE, files
 from manual.commands import Program, dcp2hf, dcp2hfd
 
@@ -40,6 +42,14 @@ def test_what_is_committed_is_what_the_parsers_say() -> None:
     found = {str(path.relative_to(SHARE)): path.read_text() for path in SHARE.rglob("*") if path.is_file()}
 
     assert found == files(), "make manual"
+
+
+def test_the_schemas_are_what_the_code_says() -> None:
+    found = {path.name: path.read_text() for path in (REPOSITORY / "docs/schemas").glob("*.json")}
+
+    assert found == schemas.files(), "make manual"
+    for text in found.values():
+        Draft202012Validator.check_schema(json.loads(text))
 
 
 @pytest.mark.parametrize("program", [dcp2hf(), dcp2hfd()], ids=lambda program: program.name)
@@ -100,8 +110,7 @@ def test_pages_are_clean(page: Path, checker: str) -> None:
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
 
 
-def test_exit_statuses_of_the_page_are_those_of_the_readme_and_the_code() -> None:
-    table = (REPOSITORY / "README.md").read_text().partition("| exit code | meaning |")[2].partition("\n\n")[0]
+def test_exit_statuses_of_the_page_are_those_of_the_code() -> None:
     codes = {getattr(cli, name) for name in vars(cli) if name.startswith("EXIT_")}
 
-    assert set(re.findall(r"^\| (\d+) \|", table, re.M)) == set(prose.PAGES["dcp2hf"].exits) == set(map(str, codes))
+    assert set(prose.PAGES["dcp2hf"].exits) == set(map(str, codes))

@@ -21,7 +21,7 @@ _DROP_IN = f"/etc/systemd/system/{UNIT}.service.d"
 _CONFIG = "/etc/dcp2hf/dcp2hf.toml"
 TRAIN, TRAINING_GROUP = 2001, 2000
 """User and group `train`; the service's user `dcp2hf` is put into that group, `stranger` is not."""
-_USERS = f"""\
+USERS = f"""\
 g train {TRAINING_GROUP}
 u train {TRAIN}:{TRAINING_GROUP} "who trains"
 u stranger - "nobody's colleague"
@@ -61,16 +61,16 @@ def binds(folder: Path, checkpoints: Path) -> list[Bind]:
 
 
 class Unit:
-    """The unit dcp2hfd on a machine."""
+    """The unit dcp2hfd on a machine, or another one."""
 
-    def __init__(self, machine: Machine, checkpoints: Path, *, pause: float = 0.2) -> None:
+    def __init__(self, machine: Machine, checkpoints: Path, *, name: str = UNIT, pause: float = 0.2) -> None:
         """`pause`: seconds between two looks at its log; a slow machine should do better than answer."""
-        self._machine, self._checkpoints, self._pause = machine, checkpoints, pause
+        self._machine, self._checkpoints, self._name, self._pause = machine, checkpoints, name, pause
         self._cursor = ""
 
     def install(self) -> None:
         """As docs/operators.md has it, with a user of its own."""
-        self._machine.write("/etc/sysusers.d/train.conf", _USERS)
+        self._machine.write("/etc/sysusers.d/train.conf", USERS)
         shipped = "/opt/dcp2hf/share/dcp2hf"
         self._machine.run(
             f"install -Dm644 {shipped}/dcp2hf.sysusers /etc/sysusers.d/dcp2hf.conf && systemd-sysusers && "
@@ -89,7 +89,7 @@ class Unit:
     def reset(self) -> None:
         """Stopped, and the unit as installed."""
         self._machine.run(
-            f"systemctl stop {UNIT}; rm -f {_DROP_IN}/test-*; systemctl daemon-reload; systemctl reset-failed {UNIT} || true",
+            f"systemctl stop {self._name}; rm -f {_DROP_IN}/test-*; systemctl daemon-reload; systemctl reset-failed {self._name} || true",
             timeout=120,
         )
 
@@ -115,22 +115,22 @@ class Unit:
         self.control("start")
 
     def control(self, verb: str) -> float:
-        """`systemctl VERB dcp2hfd`; returns the seconds it took."""
+        """`systemctl VERB` of it; returns the seconds it took."""
         began = time.monotonic()
-        self._machine.run("systemctl", verb, UNIT, timeout=120)
+        self._machine.run("systemctl", verb, self._name, timeout=120)
         return time.monotonic() - began
 
     def kill(self, signal: str, who: str = "main") -> None:
-        self._machine.run("systemctl", "kill", f"--kill-whom={who}", f"--signal={signal}", UNIT)
+        self._machine.run("systemctl", "kill", f"--kill-whom={who}", f"--signal={signal}", self._name)
 
     def show(self, name: str) -> str:
         """A property."""
-        return self._machine.run("systemctl", "show", "--value", "--property", name, UNIT).strip()
+        return self._machine.run("systemctl", "show", "--value", "--property", name, self._name).strip()
 
     def log(self) -> list[dict[str, Any]]:
         """What the service logged since `start`, its own lines only."""
         after = f"--after-cursor={self._cursor}" if self._cursor else "--boot"
-        lines = self._machine.run("journalctl", after, "-u", UNIT, "-o", "cat", "--no-pager", "--all").splitlines()
+        lines = self._machine.run("journalctl", after, "-u", self._name, "-o", "cat", "--no-pager", "--all").splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def events(self, event: str, **fields: Any) -> list[dict[str, Any]]:
@@ -142,7 +142,7 @@ class Unit:
             wait_until(lambda: len(self.events(event, **fields)) >= count, seconds, pause=self._pause)
         except AssertionError:
             said = self._machine.run(
-                f"journalctl -u {UNIT} -o cat --no-pager | tail -n 60; systemctl status --no-pager {UNIT} || true"
+                f"journalctl -u {self._name} -o cat --no-pager | tail -n 60; systemctl status --no-pager {self._name} || true"
             )
             raise AssertionError(f"no {event} {fields} within {seconds:.0f} s in\n{said}") from None
         return self.events(event, **fields)[count - 1]
@@ -155,7 +155,7 @@ class Unit:
     def stop_main(self) -> float:
         """`systemctl stop`; returns the seconds after which the main process was gone, whatever else still had to go."""
         asked, gone = self._machine.run(
-            f"cut -d' ' -f1 /proc/uptime; systemctl stop {UNIT}; systemctl show --value -p ExecMainExitTimestampMonotonic {UNIT}",
+            f"cut -d' ' -f1 /proc/uptime; systemctl stop {self._name}; systemctl show --value -p ExecMainExitTimestampMonotonic {self._name}",
             timeout=120,
         ).split()
         return int(gone) / 1e6 - float(asked)
