@@ -27,6 +27,7 @@ def build(folder: Path, *, version: str | None = None) -> Path:
     if version:
         _edit(source / "pyproject.toml", r'(?m)^version = ".*"$', f'version = "{version}"')
         _edit(source / "daemon/database.py", r"(?s)(\nMIGRATIONS = \(.*?\n)\)", rf"\g<1>{_MIGRATION})")
+    # With the running environment's setuptools, which torch brings: no registry is asked.
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "--wheel-dir", folder, source], check=True, capture_output=True)
     shutil.rmtree(source)

@@ -92,7 +92,9 @@ def test_by_the_operators_guide_alone_it_is_installed_used_upgraded_rolled_back_
     before, unit = host.left(), Unit(host.machine, checkpoints)
     environment, _, rest = blocks.lab("install").partition("\n")
     host.type(environment)
-    host.type("echo /opt/dependencies > /opt/dcp2hf/lib/python3*/site-packages/dependencies.pth")
+    packages = f"/opt/dcp2hf/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    host.machine.write(f"{packages}/dependencies.pth", "/opt/dependencies\n")
+    host.type("/opt/dcp2hf/bin/pip uninstall --yes --quiet setuptools")  # venv's own is older than what torch brings
     host.type(rest, "/srv/first")
     host.do("user")
     assert "the configuration is valid" in host.do("start")
