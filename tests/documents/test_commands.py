@@ -62,8 +62,8 @@ def test_every_block_for_a_lab_is_run_by_one() -> None:
 
 def test_no_block_of_commands_escapes_its_comment() -> None:
     for document in DOCUMENTS:
-        fences = (REPOSITORY / document).read_text().count("```bash") + (REPOSITORY / document).read_text().count("```console")
-        assert len(blocks.of(document)) == fences, document
+        text = (REPOSITORY / document).read_text()
+        assert len(blocks.of(document)) == text.count("```bash") + text.count("```console"), document
 
 
 @pytest.mark.parametrize(

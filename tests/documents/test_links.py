@@ -10,9 +10,7 @@ import pytest
 from tests.documents.blocks import REPOSITORY
 
 DOCUMENTS = sorted(
-    path
-    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md")
-    for path in REPOSITORY.glob(pattern)
+    path for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md") for path in REPOSITORY.glob(pattern)
 )
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

@@ -130,7 +130,8 @@ class Unit:
     def log(self) -> list[dict[str, Any]]:
         """What the service logged since `start`, its own lines only."""
         after = f"--after-cursor={self._cursor}" if self._cursor else "--boot"
-        lines = self._machine.run("journalctl", after, "-u", self._name, "-o", "cat", "--no-pager", "--all").splitlines()
+        command = ("journalctl", after, "-u", self._name, "-o", "cat", "--no-pager", "--all")
+        lines = self._machine.run(*command).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def events(self, event: str, **fields: Any) -> list[dict[str, Any]]:

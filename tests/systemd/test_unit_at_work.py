@@ -119,12 +119,13 @@ def test_the_template_serves_one_training_user_as_that_user_with_a_ledger_of_its
     of_train = Unit(machine, checkpoints, name="dcp2hfd@train")
     try:
         machine.run("bash", "-euc", blocks.lab("template"))
-        machine.run(f"printf '[path_map]\n\"{checkpoints}\" = \"{CASES}\"\n' >> /etc/dcp2hf/train.toml")
+        machine.append("/etc/dcp2hf/train.toml", f'[path_map]\n"{checkpoints}" = "{CASES}"\n')
         of_train.control("reload")
         save(CASE)
         of_train.wait_for("conversion_succeeded", step=2)
 
-        assert machine.run("stat", "-c", "%U", f"/checkpoints/{CASE.published(root).relative_to(root)}").strip() == "train"
+        folder = f"/checkpoints/{CASE.published(root).relative_to(root)}"
+        assert machine.run("stat", "-c", "%U", folder).strip() == "train"
         status = ("/opt/dcp2hf/bin/dcp2hfd", "status", "--config", "/etc/dcp2hf/train.toml")
         said = machine.run(*status, user="stranger")
         assert "ledger in /var/lib/dcp2hf@train" in said
