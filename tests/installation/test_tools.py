@@ -39,7 +39,11 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tools: Path, wheel: Path, tmp_path: Path) -> Run:
     """Runs a tool beside the wheel, in a home of its own."""
-    kept = {"PATH": f"{tmp_path}/.local/bin:{os.environ['PATH']}", "HOME": str(tmp_path), "UV_PYTHON_DOWNLOADS": "never"}
+    kept = {
+        "PATH": f"{tmp_path}/.local/bin:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "UV_PYTHON_DOWNLOADS": "never",
+    }
     registry = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
 
     def call(tool: str, *words: str) -> str:

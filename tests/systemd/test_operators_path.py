@@ -107,7 +107,7 @@ def test_by_the_operators_guide_alone_it_is_installed_used_upgraded_rolled_back_
     assert host.type(f"stat -c %U:%G {published}").strip() == "train:train"
     host.do("everybody")
     assert published in host.type("dcp2hfd status", user="stranger")
-    assert host.type("man --where dcp2hfd").strip() == "/usr/local/share/man/man8/dcp2hfd.8"
+    assert host.type("man --where dcp2hfd").strip().endswith("/share/man/man8/dcp2hfd.8")
 
     # an error is understood, mended, and forgotten
     save_as_trained(CASE, checkpoints, host.root, "moved", assets="/lustre/hf")
