@@ -1,11 +1,13 @@
 """pipx and uv install the wheel so that its commands are in PATH, and take it away again.
 
-What it needs is not downloaded: the packages of the environment that runs the tests come after the tool's own.
+What it needs is not downloaded: they find it, by name and version only, in a folder of empty wheels, and its modules are
+those of the environment that runs the tests.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -34,6 +36,24 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except subprocess.CalledProcessError:
         pytest.skip(f"pip could not install {' '.join(TOOLS)}")
     return prefix / "bin"
+
+
+@pytest.fixture(scope="module")
+def shelf(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an empty wheel of each package that ours needs, in the version that constraints.txt names."""
+    folder = tmp_path_factory.mktemp("shelf")
+    pins = dict(re.findall(r"(?m)^([\w.-]+)==(.+)$", (wheel.parent / "constraints.txt").read_text()))
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        needs = message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
+    for need in (need for need in needs if "extra ==" not in need):
+        package = re.split(r"[^\w.-]", need)[0]
+        info = f"{package}-{pins[package]}.dist-info"
+        with zipfile.ZipFile(folder / f"{package}-{pins[package]}-py3-none-any.whl", "w") as made:
+            made.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: {pins[package]}\n")
+            made.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            made.writestr(f"{info}/RECORD", "")
+    return folder
 
 
 @pytest.fixture
@@ -72,8 +92,9 @@ def left(home: Path) -> list[str]:
     return [str(path) for path in (home / ".local").rglob("dcp2hf*")]
 
 
-def test_pipx_installs_it_with_its_man_pages_and_removes_it(run: Run, wheel: Path, tmp_path: Path) -> None:
-    run("pipx", "install", "--python", sys.executable, "--pip-args=-c constraints.txt --no-deps", f"./{wheel.name}")
+def test_pipx_installs_it_with_its_man_pages_and_removes_it(run: Run, wheel: Path, shelf: Path, tmp_path: Path) -> None:
+    words = f"--pip-args=-c constraints.txt --no-index --find-links {shelf}"
+    run("pipx", "install", "--python", sys.executable, words, f"./{wheel.name}")
     home = Path(run("pipx", "environment", "--value", "PIPX_LOCAL_VENVS").strip())
 
     assert_installed(tmp_path, home / "dcp2hf")
@@ -82,14 +103,9 @@ def test_pipx_installs_it_with_its_man_pages_and_removes_it(run: Run, wheel: Pat
     assert left(tmp_path) == []
 
 
-def test_uv_installs_it_and_removes_it(run: Run, wheel: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        needs = message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
-    nowhere = tmp_path / "nowhere.txt"
-    nowhere.write_text("".join(f"{need.partition(';')[0]} ; sys_platform == 'nowhere'\n" for need in needs))
-    offline = ("--offline", "--overrides", str(nowhere), "--python", sys.executable)
-    run("uv", "tool", "install", "--constraints", "constraints.txt", *offline, f"./{wheel.name}")
+def test_uv_installs_it_and_removes_it(run: Run, wheel: Path, shelf: Path, tmp_path: Path) -> None:
+    words = ("--offline", "--no-index", "--find-links", str(shelf), "--python", sys.executable)
+    run("uv", "tool", "install", "--constraints", "constraints.txt", *words, f"./{wheel.name}")
 
     assert_installed(tmp_path, Path(run("uv", "tool", "dir").strip()) / "dcp2hf")
     run("uv", "tool", "uninstall", "dcp2hf")
