@@ -22,6 +22,7 @@ def build(folder: Path, *, version: str | None = None) -> Path:
     source = folder / "source"
     for name in _PARTS:
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "examples/hooks/__pycache__").mkdir()  # as in a checkout in which tests were run
     for name in _FILES:
         shutil.copy(REPOSITORY / name, source / name)
     if version:
