@@ -132,7 +132,7 @@ def test_by_the_operators_guide_alone_it_is_installed_used_upgraded_rolled_back_
     with pytest.raises(CommandFailed, match=r"Job for dcp2hfd\.service failed"):
         host.do("roll back", "/srv/first")
     (refusal,) = re.findall(r"(?m)^dcp2hfd: the ledger is from .*$", (REPOSITORY / "docs/operators.md").read_text())
-    assert re.search(re.sub(r"\d", r"\\d", re.escape(refusal)), host.type("journalctl -u dcp2hfd -o cat"))
+    assert re.search(re.sub(r"\d+", r"\\d+", re.escape(refusal)), host.type("journalctl -u dcp2hfd -o cat"))
     host.do("older ledger")
     assert host.version() == first
     unit.wait_until_idle(60)
