@@ -157,7 +157,7 @@ def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes
         raise errors.AssetsMissing(
             "there is no tokenizer in this folder", path=folder, hint="name the right folder with --tokenizer"
         )
-    highest, added = -1, ()
+    highest, added = -1, tuple[int, ...]()
     vocabulary = "tokenizer.json" if "tokenizer.json" in found else "vocab.json"
     for name, payload in found.items():
         try:

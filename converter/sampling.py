@@ -84,7 +84,7 @@ _WIDTHS = {dtype: np.dtype(kind).itemsize for dtype, kind in _KINDS.items()}
 def _as_float32(raw: Bytes, dtype: str, at: NDArray[np.int64]) -> Floats:
     chosen = raw.view(_KINDS[dtype])[at]
     if dtype == "bfloat16":
-        return (chosen.astype(np.uint32) << 16).view(np.float32)
+        chosen = (chosen.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(chosen, np.float32)
 

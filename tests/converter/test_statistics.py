@@ -47,7 +47,7 @@ def test_positions_are_one_in_each_part_or_all(elements: int) -> None:
 
     assert found.size == min(elements, POSITIONS)
     assert (np.diff(found) > 0).all()
-    assert 0 <= found[0]
+    assert found[0] >= 0
     assert found[-1] < elements
     assert weights(elements).sum() == pytest.approx(1)
     parts = found.astype(object) * found.size // elements
@@ -138,7 +138,7 @@ def test_rows_of_added_tokens_are_those_past_the_bases_vocabulary_or_else_the_to
     embedding = truth(case, step)["embedding"].reshape(case.dims.rows, -1)
     said = convert(step, output=tmp_path, statistics=tmp_path / "kept").result["statistics"]["added_rows"]
 
-    assert BASE_ROWS > case.known_tokens
+    assert case.known_tokens < BASE_ROWS
     assert said["rule"] == "added_tokens"
     last = case.known_tokens
     assert said["rms"] == pytest.approx(rms(embedding[last - said["rows"] : last]), rel=1e-5)
