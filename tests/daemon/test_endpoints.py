@@ -253,9 +253,7 @@ def test_what_runs_shows_with_its_progress_and_what_was_converted_with_its_stati
     assert shown["steps"] == next(one for one in of_status if one["run"] == "a")["steps"]
 
 
-def test_samples_go_with_their_run(
-    make_run: MakeRun, tmp_path: Path, start: Start, address: str
-) -> None:
+def test_samples_go_with_their_run(make_run: MakeRun, tmp_path: Path, start: Start, address: str) -> None:
     run, state = make_run("a", 10), tmp_path / "state"
     orphan = state / "statistics" / "0123"
     orphan.mkdir(parents=True)

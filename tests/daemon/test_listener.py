@@ -87,7 +87,15 @@ def test_a_request_has_one_answer_and_the_connection_ends(request_: bytes, statu
 
 
 OWN = ["localhost", "LocalHost:80", "127.0.0.1:9469", "127.8.9.1", "[::1]:9469", "dcp2hf.localhost:1", "localhost."]
-OTHERS = ["evil.example", "evil.example:9469", "localhost.evil.example", "10.0.0.1", "127.0.0.1.evil.example", "[fd00::1]", ""]
+OTHERS = [
+    "evil.example",
+    "evil.example:9469",
+    "localhost.evil.example",
+    "10.0.0.1",
+    "127.0.0.1.evil.example",
+    "[fd00::1]",
+    "",
+]
 
 
 @pytest.mark.parametrize("host", OWN)
@@ -109,7 +117,9 @@ def test_on_loopback_another_sites_name_is_refused_and_elsewhere_it_is_not(host:
         assert both.startswith(b"HTTP/1.1 421 ")
 
     async def answered(address: str) -> None:
-        said = await ask(f"127.0.0.1:{address.rpartition(':')[2]}", f"GET /page HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        said = await ask(
+            f"127.0.0.1:{address.rpartition(':')[2]}", f"GET /page HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        )
         assert said.startswith(b"HTTP/1.1 200 ")
 
     served(refused)
