@@ -38,7 +38,11 @@ class Samples:
         if (where := self._folder()) is None:
             return
         known = {name(run) for run in self._ledger.runs_with_statistics()}
-        for folder in where.iterdir() if where.is_dir() else ():
+        try:
+            folders = list(where.iterdir())
+        except OSError:  # there is none yet, or its disk fails: the next start looks again
+            return
+        for folder in folders:
             if folder.name not in known:
                 shutil.rmtree(folder, ignore_errors=True)
 

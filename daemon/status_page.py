@@ -5,7 +5,7 @@ Made in the daemon's loop, so every answer is bounded: newest steps first, and h
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs
@@ -45,6 +45,8 @@ class StatusPage:
         self._s, self._clock = sources, clock
         self._revision: tuple[int, int, bool] | None = None
         self._groups: dict[str, list[Group]] = {}
+        self._of_ledger: dict[str, msgspec.Raw] = {}
+        """What an answer about all says of the ledger, as of `_revision`; empty until somebody asks."""
         self._all, self._made_at = b"", float("-inf")
 
     def status(self, query: str) -> Answer:
@@ -73,13 +75,11 @@ class StatusPage:
         )
 
     def _about_all(self) -> dict[str, Any]:
-        groups, now = self._overview(), self._clock()
-        newest = sorted(groups, key=lambda run: (-max(group.updated for group in groups[run]), run))
-        total = Counter[str]()
-        for found in groups.values():
-            total.update({str(state): count for state, count in _states(found).items()})
+        self._look()
+        if not self._of_ledger:
+            self._of_ledger = {name: msgspec.Raw(_encode(said)) for name, said in self._runs_and_errors().items()}
         return {
-            "now": units.utc(now),
+            "now": units.utc(self._clock()),
             "state_dir_fails": self._s.ledger.is_away,
             "daemons": [daemon | {"since": units.utc(daemon["since"])} for daemon in self._s.ledger.daemons()],
             "roots": [
@@ -87,8 +87,15 @@ class StatusPage:
                 for root, watcher in self._s.watchers.items()
             ],
             "workers": self._s.settings().workers,
-            "states": total,
             "running": [_running(row, progress) for row, progress in self._s.conversions.running()],
+            **self._of_ledger,
+        }
+
+    def _runs_and_errors(self) -> dict[str, Any]:
+        groups = self._groups
+        newest = sorted(groups, key=lambda run: (-max(group.updated for group in groups[run]), run))
+        return {
+            "states": _states(group for found in groups.values() for group in found),
             "errors": [_error(row, said) for row, said in self._s.ledger.last_errors(MOST_ERRORS)],
             "runs_left_out": max(0, len(newest) - MOST_RUNS),
             **self._about(newest[:MOST_RUNS], STEPS_EACH),
@@ -96,19 +103,20 @@ class StatusPage:
 
     def _about(self, runs: list[str], each: int) -> dict[str, Any]:
         """These runs and their newest steps, in this order; those that nobody knows are left out."""
-        groups = self._overview()
+        self._look()
+        groups = self._groups
         steps: dict[str, list[tuple[Row, dict[str, Any]]]] = defaultdict(list)
         for row, attempt in self._s.ledger.newest([run for run in runs if run in groups], each):
             steps[row.run].append((row, attempt))
         return {"runs": [_run_of(groups[run], found) for run in runs if (found := steps.get(run))]}
 
-    def _overview(self) -> dict[str, list[Group]]:
-        """By path of the run, its steps in sum."""
-        if (revision := self._s.ledger.revision()) != self._revision:
-            self._revision, self._groups = revision, {}
-            for group in self._s.ledger.overview().groups:
-                self._groups.setdefault(group.run, []).append(group)
-        return self._groups
+    def _look(self) -> None:
+        """Takes note of how the steps of runs stand, where anything was written since."""
+        if (revision := self._s.ledger.revision()) == self._revision:
+            return
+        self._revision, self._groups, self._of_ledger = revision, {}, {}
+        for group in self._s.ledger.overview().groups:
+            self._groups.setdefault(group.run, []).append(group)
 
 
 _JSON = "application/json"
@@ -127,7 +135,7 @@ def _json(said: Any) -> Answer:
     return Answer(_encode(said), _JSON)
 
 
-def _states(groups: list[Group]) -> Counter[str]:
+def _states(groups: Iterable[Group]) -> Counter[str]:
     states = Counter[str]()
     for group in groups:
         states[group.state] += group.steps

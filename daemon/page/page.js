@@ -5,8 +5,10 @@ import { digits, make, plot } from "./plots.js";
 
 const EVERY = 2000, PATIENCE = 8000; // ms
 const FEW = 12; // steps of a run that are shown at first
+const FEW_ERRORS = 3;
 const STATES = ["running", "done", "pending", "failed", "quarantined", "incomplete", "suspect", "foreign", "unsupported", "removed", "vanished"];
 const PHASES = { export: "exporting", read_back: "reading back", forward: "forward check", before_publish: "before_publish hook", sign: "signing" };
+const ENDED = { export: "exported, checks go on", read_back: "read back, checks go on", forward: "forward check ends" };
 const $ = (id) => document.getElementById(id);
 const views = new Map(); // path of the run -> its view
 let answered = null;
@@ -26,7 +28,7 @@ function size(bytes) {
 }
 
 function lasting(seconds) {
-  if (seconds < 60) return `${Math.round(seconds)} s`;
+  if (seconds < 60) return "a moment";
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} d`;
 }
@@ -49,7 +51,8 @@ function put(element, ...children) {
 // What runs, and what failed
 
 function conversion(one, now) {
-  const phase = PHASES[one.phase] ?? (one.phase || "starting").replaceAll("_", " ");
+  const isOver = one.total > 0 && one.done >= one.total;
+  const phase = (isOver && ENDED[one.phase]) || PHASES[one.phase] || (one.phase || "starting").replaceAll("_", " ");
   const counts = !one.total ? "" : one.phase === "forward" ? `${one.done} of ${one.total} layers` : `${size(one.done) || "0 B"} of ${size(one.total)}`;
   const bar = make("progress", { max: one.total || 1, "aria-label": `${one.run} step ${one.step}: ${phase}` });
   if (one.total) bar.setAttribute("value", one.done);
@@ -59,18 +62,18 @@ function conversion(one, now) {
     make("span", { class: "name", text: `${one.run} step-${one.step}` }),
     make("span", { class: "state running", text: phase }),
     make("span", { class: "quiet", text: counts }),
-    make("span", { class: "quiet end", text: `attempt ${one.attempt}, for ${lasting(between(one.since, now))}` }),
+    make("span", { class: "quiet end", text: `attempt ${one.attempt}, ${Math.round(between(one.since, now))} s` }),
     open,
   );
   return make("div", { class: "card" }, line, bar);
 }
 
-function failure(one, now) {
+function failure(one) {
   const line = make(
     "div", { class: "line" },
     make("span", { class: "name", text: `${one.run} step-${one.step}` }),
     make("span", { class: `state ${one.state}`, text: `${one.state}: ${one.error}` }),
-    make("span", { class: "quiet end", text: `${lasting(between(one.at, now))} ago` }),
+    make("span", { class: "quiet end", text: new Date(one.at).toLocaleString() }),
   );
   const card = make("div", { class: "card" }, line, make("div", { class: "message", text: one.message }));
   if (one.hint) card.append(make("div", { class: "message hint", text: one.hint }));
@@ -174,14 +177,14 @@ function plots(steps, said) {
   const series = (column, chosen, name) => chosen.map((part) => ({ name: name(part), part, values: of(column, part) }));
   const error = (at, line) => {
     const found = line.part === undefined ? null : of("rms_error", line.part)[at];
-    return found ? ` ± ${digits(found)}` : "";
+    return found ? ` ± ${digits((100 * found) / line.values[at])} %` : "";
   };
-  const against = (at) => (known[at].compared_with === null ? "" : ` (since step ${known[at].compared_with.toLocaleString("en")})`);
+  const against = (at) => (known[at].compared_with === null ? "" : ` against step ${known[at].compared_with.toLocaleString("en")}`);
   const found = [];
   if (known.length) {
     found.push(
       plot({ title: "Weights by layer", note: "RMS of all weights of a layer", axis: "RMS", steps: over, series: series("rms", layers, (n) => `layer ${n}`), say: error }),
-      plot({ title: "Updates by layer", note: "RMS of the change since the step compared with", axis: "RMS of change", isLog: true, steps: over, series: series("update", layers, (n) => `layer ${n}`), say: against }),
+      plot({ title: "Updates by layer", note: "RMS of the change since the step compared with", axis: "RMS of change", isLog: true, steps: over, series: series("update", layers, (n) => `layer ${n}`), about: against }),
       plot({ title: "Outside the layers", note: "RMS of weights", axis: "RMS", isLog: true, steps: over, series: series("rms", others, (n) => n), say: error }),
     );
     const added = known.map((one) => one.added_rows);
@@ -227,7 +230,9 @@ function show(said) {
   ]);
   put($("now"), ...(said.running.length ? said.running.map((one) => conversion(one, said.now)) : [make("p", { class: "quiet", text: "nothing" })]));
   $("errors-section").hidden = !said.errors.length;
-  put($("errors"), ...said.errors.map((one) => failure(one, said.now)));
+  put($("errors"), ...said.errors.slice(0, FEW_ERRORS).map(failure));
+  $("more-errors").hidden = said.errors.length <= FEW_ERRORS;
+  put($("older-errors"), ...said.errors.slice(FEW_ERRORS).map(failure));
   const there = new Set(said.runs.map((run) => run.path));
   for (const [path, view] of views) {
     if (!there.has(path)) {

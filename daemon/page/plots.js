@@ -2,14 +2,14 @@
 // Whatever comes from a checkpoint is text or a number here; nothing is parsed as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 460, HEIGHT = 210, LEFT = 58, RIGHT = 12, TOP = 10, BOTTOM = 36;
+const WIDTH = 460, HEIGHT = 210, LEFT = 62, RIGHT = 12, TOP = 10, BOTTOM = 36;
 const MOST_NAMED = 6; // lines that are named one by one; more are coloured by their depth
 
-/** A number in three digits: 0.0213, 1.20e-5. */
+/** A number in three digits: 0.0213, 1.2e-5. */
 export function digits(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  return size < 1e-3 || size >= 1e5 ? value.toExponential(2) : String(Number(value.toPrecision(3)));
+  return size < 1e-3 || size >= 1e5 ? value.toExponential(2).replace(/\.?0+e/, "e") : String(Number(value.toPrecision(3)));
 }
 
 /** Element of HTML; `text` is text. */
@@ -39,9 +39,8 @@ function ticks(low, high, count, whole = false) {
   return found;
 }
 
-function decades(low, high) {
+function powers(low, high, factors) {
   const found = [];
-  const factors = Math.log10(high / low) < 1.5 ? [1, 2, 5] : [1];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
     for (const factor of factors) {
       const at = Number(`${factor}e${power}`);
@@ -58,8 +57,10 @@ function scale(values, isLog, fromZero) {
     const room = Math.max(1.15, (high / low) ** 0.06);
     low /= room;
     high *= room;
-    return { ticks: decades(low, high), place: (value) => Math.log(value / low) / Math.log(high / low) };
+    const found = [powers(low, high, [1]), powers(low, high, [1, 2, 5]), ticks(low, high, 4)];
+    return { ticks: found.find((one) => one.length > 2) ?? found[2], place: (value) => Math.log(value / low) / Math.log(high / low) };
   }
+  if (fromZero && high === 0) return { ticks: [0], place: () => 0 };
   const room = (high - low || Math.abs(high) || 1) * 0.08;
   if (fromZero) low = 0;
   else low = low >= 0 && low < room * 2 ? 0 : low - room;
@@ -69,14 +70,14 @@ function scale(values, isLog, fromZero) {
 
 function colour(place, count) {
   if (count <= 4) return `var(--c${place})`;
-  return `hsl(${Math.round(255 - (235 * place) / (count - 1))} var(--depth-full) var(--depth-light))`;
+  return `hsl(${Math.round(215 + (175 * place) / (count - 1)) % 360} var(--depth-full) var(--depth-light))`;
 }
 
 /**
  * A figure of `series` ({name, values}) over `steps` (ascending). A value may be null. `say(place, line)` is more about
- * one value; `axis` names the y axis, `note` stands below the title.
+ * one value, `about(place)` about a step; `axis` names the y axis, `note` stands below the title.
  */
-export function plot({ title, note = "", axis, steps, series, isLog = false, fromZero = false, say = () => "" }) {
+export function plot({ title, note = "", axis, steps, series, isLog = false, fromZero = false, say = () => "", about = () => "" }) {
   const figure = make("figure", {}, make("h3", { text: title }), make("p", { class: "quiet", text: note }));
   const lines = series.map((one) => ({ ...one, values: one.values.map((v) => (v === null || (isLog && v <= 0) ? null : v)) }));
   const values = lines.flatMap((one) => one.values.filter((v) => v !== null));
@@ -121,7 +122,7 @@ export function plot({ title, note = "", axis, steps, series, isLog = false, fro
       draw(svg, "circle", { r: 2.2, cx: atX(steps[at]), cy: atY(value) }).style.fill = colour(place, lines.length);
     });
   });
-  figure.append(svg, legend(lines), reading(svg, { steps, lines, atX, atY, bottom, say }));
+  figure.append(svg, legend(lines), reading(svg, { steps, lines, atX, atY, bottom, say, about }));
   return figure;
 }
 
@@ -146,8 +147,8 @@ function legend(lines) {
 }
 
 /** The values of one step, for pointer and arrow keys. */
-function reading(svg, { steps, lines, atX, atY, bottom, say }) {
-  const output = make("output", { class: "reading" });
+function reading(svg, { steps, lines, atX, atY, bottom, say, about }) {
+  const output = make("output", { class: lines.length > 2 ? "reading long" : "reading" });
   const here = draw(svg, "line", { class: "here", y1: TOP, y2: bottom, visibility: "hidden" });
   const dot = draw(svg, "circle", { class: "dot", r: 4, visibility: "hidden" });
   let at = -1, line = 0;
@@ -171,7 +172,7 @@ function reading(svg, { steps, lines, atX, atY, bottom, say }) {
     }
     const told = lines.length <= 4 ? lines : [lines[line]];
     const parts = told.filter((one) => one.values[at] !== null).map((one) => `${one.name} ${digits(one.values[at])}${say(at, one)}`);
-    output.textContent = `step ${steps[at].toLocaleString("en")}: ${parts.join(", ") || "no value"}`;
+    output.textContent = `step ${steps[at].toLocaleString("en")}${about(at)}: ${parts.join(", ") || "no value"}`;
   }
 
   svg.addEventListener("pointermove", (event) => {

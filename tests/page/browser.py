@@ -50,11 +50,13 @@ class Browser:
         made = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/session/{made['sessionId']}"
         self.asked: list[str] = []
-        """Addresses of all that it asked for, as of the last `logs`."""
+        """Addresses of all that pages asked for, as of the last `complaints`."""
 
     def _call(self, method: str, path: str, said: Any = None) -> Any:
         payload = json.dumps(said if said is not None else {}).encode() if method == "POST" else None
-        request = urllib.request.Request(self._driver + path, payload, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self._driver + path, payload, {"Content-Type": "application/json"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.load(answer)["value"]
@@ -62,7 +64,9 @@ class Browser:
             raise AssertionError(error.read().decode()[:2000]) from None
 
     def open(self, address: str) -> None:
-        """Goes to a page."""
+        """Goes to a page, and forgets what was asked and said before."""
+        self.complaints()
+        self.asked.clear()
         self._call("POST", f"{self._session}/url", {"url": address})
 
     def run(self, script: str, *arguments: Any) -> Any:
@@ -77,7 +81,7 @@ class Browser:
         """What a function's body returns, once that is something. Raises AssertionError with the page's text."""
         ends = time.monotonic() + seconds
         while not (found := self.run(script)):
-            assert time.monotonic() < ends, (script, self.text())
+            assert time.monotonic() < ends, (script, self.text()[:2000])
             time.sleep(0.2)
         return found
 
@@ -110,8 +114,8 @@ class Browser:
         """What the console said since the last time, warnings and errors."""
         for entry in self._call("POST", f"{self._session}/se/log", {"type": "performance"}):
             said = json.loads(entry["message"])["message"]
-            if said["method"] == "Network.requestWillBeSent":
-                self.asked.append(said["params"]["request"]["url"])
+            url = said["params"]["request"]["url"] if said["method"] == "Network.requestWillBeSent" else "chrome:"
+            self.asked += [url] if not url.startswith("chrome:") else []  # the browser's own first page
         found = self._call("POST", f"{self._session}/se/log", {"type": "browser"})
         return [entry["message"] for entry in found if entry["level"] in ("WARNING", "SEVERE")]
 

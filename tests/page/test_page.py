@@ -25,6 +25,7 @@ DOCS = REPOSITORY / "docs"
 SAVES = 8
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">'&"
 RIGHT, LEFT, UP, ENTER = "\ue014", "\ue012", "\ue013", "\ue007"
+DRAWN = "document.querySelectorAll('figure:last-of-type circle:not(.dot)').length"
 TITLES = "return [...document.querySelectorAll('figure h3')].map((title) => title.textContent)"
 PLOTS = ["Weights by layer", "Updates by layer", "Outside the layers", "Embedding rows of added tokens", "NaN and infinity", "Conversion time"]  # fmt: skip
 
@@ -43,34 +44,34 @@ def test_a_demonstration_run_is_seen_to_be_converted_and_its_plots_are_read(
     )  # fmt: skip
     try:
         seen = window.wait_for("return document.querySelector('#now progress[value]')?.getAttribute('aria-label')", 120)
-        assert re.fullmatch(r"tiny-qwen3 step \d+: [a-z ]+", seen)
+        assert re.fullmatch(r"tiny-qwen3 step \d+: [a-z, ]+", seen)
         daemon.wait_for("conversion_succeeded", SAVES - 1, seconds=200)
-        _write(window, "now")
+        window.wait_for(f"return document.querySelector('#now progress[value]') && {DRAWN} === {SAVES - 1}", 60)
+        colours = [_look(window, scheme) for scheme in ("light", "dark")]
         daemon.wait_for("conversion_succeeded", SAVES, seconds=60)
         assert trainer.wait(30) == 0
     finally:
         trainer.kill()
         trainer.wait()
     window.wait_for(f"return document.querySelectorAll('tbody tr').length === {SAVES}")
-    window.wait_for(f"return {SAVES} === document.querySelectorAll('figure:last-of-type circle:not(.dot)').length")
+    window.wait_for(f"return {DRAWN} === {SAVES}")
 
+    assert len(set(colours)) == 2
     assert window.run(TITLES) == PLOTS
-    lines = window.run("return [...document.querySelectorAll('figure')].map((f) => f.querySelectorAll('.curve').length)")
+    lines = window.run(
+        "return [...document.querySelectorAll('figure')].map((f) => f.querySelectorAll('.curve').length)"
+    )
     assert lines == [4, 4, 2, 2, 1, 1], "four layers; embedding and norm, for the head is tied"
     updates = "[...document.querySelectorAll('figure')][1]"
     window.run(f"{updates}.querySelector('svg').focus()")
-    window.press(RIGHT, LEFT, UP)
+    window.press(RIGHT, LEFT, UP)  # the last step, the one before, the second line
     read = window.run(f"return {updates}.querySelector('output').textContent")
-    assert re.search(r"^step \d+: layer 0 \S+ \(since step \d+\), .*layer 3 ", read)
-    box = window.run("const b = document.querySelector('figure svg').getBoundingClientRect(); return [b.x, b.y, b.width, b.height]")
+    assert re.search(r"^step 70 against step 60: layer 0 \S+, .*layer 3 ", read)
+    box = window.run(
+        "const b = document.querySelector('figure svg').getBoundingClientRect(); return [b.x, b.y, b.width, b.height]"
+    )
     window.move_to(int(box[0] + box[2] * 0.6), int(box[1] + box[3] * 0.5))
-    assert re.search(r"layer 0 \S+ ± \S+", window.text("figure output"))
-    colours = []
-    for scheme in ("light", "dark"):
-        window.prefer(scheme)
-        colours.append(window.run("return getComputedStyle(document.body).backgroundColor"))
-        _write(window, scheme)
-    assert len(set(colours)) == 2
+    assert re.search(r"layer 0 \S+ ± \S+ %", window.text("figure output"))
     assert window.complaints() == []
     assert window.asked
     assert {url.partition("?")[0].removeprefix(f"http://{address}/") for url in window.asked if not url.startswith("data:")} == {
@@ -84,11 +85,12 @@ def test_a_demonstration_run_is_seen_to_be_converted_and_its_plots_are_read(
     assert window.run(TITLES) == PLOTS, "what was known stays"
 
 
-def _write(window: Browser, name: str) -> None:
-    """With WRITE_DOCS, a picture for docs/."""
+def _look(window: Browser, scheme: str) -> str:
+    """The colour behind the page where a person prefers `scheme`; with WRITE_DOCS also a picture for docs/."""
+    window.prefer(scheme)
     if os.environ.get("WRITE_DOCS"):
-        window.run("window.scrollTo(0, 0)")
-        window.screenshot(DOCS / f"page-{name}.png")
+        window.screenshot(DOCS / f"page-{scheme}.png")
+    return str(window.run("return getComputedStyle(document.body).backgroundColor"))
 
 
 def test_names_and_errors_of_strangers_are_shown_as_text(
@@ -116,15 +118,15 @@ def test_a_hundred_runs_are_found_by_name_and_opened_by_keys(
     (tmp_path / "root").mkdir()
     serve(SERVE, tmp_path / "state", tmp_path / "root")
     window.open(f"http://{address}/")
-    window.wait_for("return document.querySelectorAll('details').length === 100")
-    names = window.run("return [...document.querySelectorAll('details .name')].map((name) => name.textContent)")
+    window.wait_for("return document.querySelectorAll('#runs details').length === 100")
+    names = window.run("return [...document.querySelectorAll('#runs details .name')].map((name) => name.textContent)")
     assert names == [f"run-{number}" for number in range(100)]
-    assert window.run("return document.querySelectorAll('details[open]').length") == 0
+    assert window.run("return document.querySelectorAll('#runs details[open]').length") == 0
     window.run("document.querySelector('#filter').focus()")
     window.press(*"run-42 failed")
-    window.wait_for("return document.querySelectorAll('details:not([hidden])').length === 1")
+    window.wait_for("return document.querySelectorAll('#runs details:not([hidden])').length === 1")
     assert "1 of 100" in window.text("#count")
-    window.run("document.querySelector('details:not([hidden]) summary').focus()")
+    window.run("document.querySelector('#runs details:not([hidden]) summary').focus()")
     window.press(ENTER)
     window.wait_for("return document.querySelectorAll('tbody tr').length === 12")
     window.run("document.querySelector('.scroll button').click()")
