@@ -17,8 +17,23 @@ from converter.checkpoint import TensorItems
 from converter.chunks import Bytes
 from converter.exports import FLOATS
 
-POSITIONS = 4096
+_LOG = np.uint64(12)
+POSITIONS = 1 << int(_LOG)
 """Elements that are looked at, of a tensor that has more."""
+_BITS = np.uint64(32)
+
+
+def _mixed(count: int) -> NDArray[np.uint64]:
+    """Random numbers below 2**32: splitmix64 (Steele, Lea, Flood 2014), the same in every version of numpy."""
+    mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed >> _BITS
+
+
+_RANDOM = _mixed(POSITIONS)
+"""Where in its part an element lies, as a fraction of 2**32, before a tensor's own shift."""
+_PLACES = np.arange(POSITIONS + 1, dtype=np.uint64)
 
 Take = Callable[[int, Bytes], None]
 """Takes what it needs of a block: the index of its first element, its bytes."""
@@ -34,10 +49,10 @@ def positions(identity: str, elements: int) -> NDArray[np.int64]:
     """Indices of the elements that are looked at, ascending: all of them where there are few."""
     if elements <= POSITIONS:
         return np.arange(elements, dtype=np.int64)
+    shift = int.from_bytes(hashlib.sha256(identity.encode(errors="surrogatepass")).digest()[:4], "little")
     bounds = _bounds(elements)
-    seed = int.from_bytes(hashlib.sha256(identity.encode(errors="surrogatepass")).digest()[:8], "little")
-    chosen: NDArray[np.int64] = bounds[:-1] + (_hashed(seed) % np.diff(bounds).astype(np.uint64)).astype(np.int64)
-    return chosen
+    within = ((_RANDOM + np.uint64(shift)) & np.uint64(0xFFFF_FFFF)) * (bounds[1:] - bounds[:-1]) >> _BITS
+    return (bounds[:-1] + within).view(np.int64)
 
 
 def weights(elements: int) -> NDArray[np.float64]:
@@ -47,16 +62,9 @@ def weights(elements: int) -> NDArray[np.float64]:
     return np.diff(_bounds(elements)) / elements
 
 
-def _bounds(elements: int) -> NDArray[np.int64]:
-    return np.arange(POSITIONS + 1, dtype=np.int64) * elements // POSITIONS
-
-
-def _hashed(seed: int) -> NDArray[np.uint64]:
-    """splitmix64 (Steele, Lea, Flood 2014): the same numbers in every version of numpy."""
-    mixed = np.arange(1, POSITIONS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+def _bounds(elements: int) -> NDArray[np.uint64]:
+    """Where parts begin, and the last one ends."""
+    return _PLACES * np.uint64(elements) >> _LOG
 
 
 class Sample:
@@ -70,11 +78,9 @@ class Sample:
 
     def take(self, first: int, raw: Bytes, dtype: str) -> None:
         """Takes the values that lie in a block whose first element is the tensor's `first`; by any thread."""
-        low = self._at.searchsorted(first)
-        if low == self._at.size or self._at[low] >= (end := first + raw.size // _WIDTHS[dtype]):
-            return
-        high = self._at.searchsorted(end)
-        self.values[low:high] = _as_float32(raw, dtype, self._at[low:high] - first)
+        low, high = self._at.searchsorted((first, first + raw.size // _WIDTHS[dtype])).tolist()
+        if low < high:
+            self.values[low:high] = _as_float32(raw, dtype, self._at[low:high] - first)
 
 
 _KINDS: dict[str, Any] = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
@@ -85,7 +91,9 @@ def _as_float32(raw: Bytes, dtype: str, at: NDArray[np.int64]) -> Floats:
     chosen = raw.view(_KINDS[dtype])[at]
     if dtype == "bfloat16":
         chosen = (chosen.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
+    if dtype != "float64":
+        return np.asarray(chosen, np.float32)
+    with np.errstate(over="ignore"):
         return np.asarray(chosen, np.float32)
 
 
