@@ -27,7 +27,7 @@ def main() -> int:
     runs = folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     print(f"A small TorchTitan run saves {SAVES} checkpoints below {runs}; dcp2hfd converts each as it completes.")
-    print("Its status page is http://127.0.0.1:9469/ (unless that address is taken). Ctrl-C stops both.\n", flush=True)
+    print("Ctrl-C stops both.\n", flush=True)
     daemon = subprocess.Popen(
         [sys.executable, "-P", "-m", "daemon", "run", str(runs)],
         env=os.environ | {"DCP2HF_STATE_DIR": str(folder / "state")},
