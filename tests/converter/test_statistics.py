@@ -6,6 +6,7 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,21 @@ from converter.sampling import POSITIONS, positions, weights
 from converter.statistics import part_of
 from tests.build import reference
 from tests.build.cases import BASE_ROWS, BY_NAME, Case
-from tests.converter.running import Convert, Refused, ours
+from tests.converter.running import Convert, Converted, Refused, ours
 
 TWO = BY_NAME["two_steps"]
 VARIED = ["dense_tied-0.2-2x2-float32", "moe-0.3-fsdp-bfloat16", "moe-0.2-2x2-bfloat16", "dense_untied-between-fsdp-float32"]  # fmt: skip
 PINNED = [174, 308, 697, 999888]
 """Steps of one run are compared across an upgrade."""
+Converting = Callable[..., Converted]
 SURE = 5
 """Standard errors within which an estimate lies."""
+
+
+@pytest.fixture
+def convert(convert: Convert) -> Converting:
+    """Converts without the forward check, which has no part in it."""
+    return partial(convert, forward_check="off")
 
 
 def truth(case: Case, step: Path) -> dict[str, torch.Tensor]:
@@ -74,7 +82,7 @@ def test_values_are_torchs_in_float32_whatever_the_source(dtype: str) -> None:
 
 @pytest.mark.parametrize("name", VARIED)
 def test_what_is_kept_are_the_checkpoints_values_at_these_positions(
-    name: str, checkpoints: Path, tmp_path: Path, convert: Convert
+    name: str, checkpoints: Path, tmp_path: Path, convert: Converting
 ) -> None:
     case = BY_NAME[name]
     convert(case.step(checkpoints), output=tmp_path, statistics=tmp_path / "kept", dtype="bfloat16")
@@ -98,7 +106,7 @@ def test_what_is_kept_are_the_checkpoints_values_at_these_positions(
 
 @pytest.mark.parametrize("name", VARIED)
 def test_the_rms_of_each_part_is_within_its_stated_error(
-    name: str, checkpoints: Path, tmp_path: Path, convert: Convert
+    name: str, checkpoints: Path, tmp_path: Path, convert: Converting
 ) -> None:
     case = BY_NAME[name]
     said = convert(case.step(checkpoints), output=tmp_path, statistics=tmp_path / "kept").result["statistics"]
@@ -114,7 +122,7 @@ def test_the_rms_of_each_part_is_within_its_stated_error(
     assert said["update"] is None
 
 
-def test_the_second_step_says_how_far_the_weights_went(checkpoints: Path, tmp_path: Path, convert: Convert) -> None:
+def test_the_second_step_says_how_far_the_weights_went(checkpoints: Path, tmp_path: Path, convert: Converting) -> None:
     folder = tmp_path / "kept"
     for number in TWO.steps:
         said = convert(TWO.step(checkpoints, number), output=tmp_path, statistics=folder).result["statistics"]
@@ -130,7 +138,7 @@ def test_the_second_step_says_how_far_the_weights_went(checkpoints: Path, tmp_pa
 
 
 def test_threads_and_blocks_change_nothing(
-    checkpoints: Path, tmp_path: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Path, tmp_path: Path, convert: Converting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = BY_NAME["moe-0.2-2x2-bfloat16"].step(checkpoints)
     found = []
@@ -144,7 +152,7 @@ def test_threads_and_blocks_change_nothing(
 
 
 def test_rows_of_added_tokens_are_those_past_the_bases_vocabulary_or_else_the_tokenizers_added_ones(
-    checkpoints: Path, tmp_path: Path, convert: Convert, base_assets: Callable[..., Path]
+    checkpoints: Path, tmp_path: Path, convert: Converting, base_assets: Callable[..., Path]
 ) -> None:
     case = BY_NAME["dense_tied-0.2-2x2-float32"]
     step = case.step(checkpoints)
@@ -183,7 +191,7 @@ def test_only_the_two_written_last_are_kept_and_what_is_not_ours_stays(tmp_path:
 
 
 def test_samples_that_cannot_be_kept_are_a_warning_and_the_step_is_published(
-    checkpoints: Path, tmp_path: Path, convert: Convert
+    checkpoints: Path, tmp_path: Path, convert: Converting
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     converted = convert(TWO.step(checkpoints), output=tmp_path, statistics=tmp_path / "file" / "kept")
@@ -196,7 +204,7 @@ def test_samples_that_cannot_be_kept_are_a_warning_and_the_step_is_published(
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 100, None])
 def test_samples_that_cannot_be_read_are_a_warning_and_compared_with_nothing(
-    damage: bytes | None, checkpoints: Path, tmp_path: Path, convert: Convert
+    damage: bytes | None, checkpoints: Path, tmp_path: Path, convert: Converting
 ) -> None:
     folder = tmp_path / "kept"
     kept.write(folder, 1, {"a[2]": np.ones(2, np.float32)})
@@ -208,7 +216,9 @@ def test_samples_that_cannot_be_read_are_a_warning_and_compared_with_nothing(
     assert converted.result["statistics"]["compared_with"] is None
 
 
-def test_a_step_of_another_form_or_shape_is_not_compared(checkpoints: Path, tmp_path: Path, convert: Convert) -> None:
+def test_a_step_of_another_form_or_shape_is_not_compared(
+    checkpoints: Path, tmp_path: Path, convert: Converting
+) -> None:
     folder = tmp_path / "kept"
     convert(BY_NAME["last_in_hf"].step(checkpoints), output=tmp_path, statistics=folder)
     said = convert(TWO.step(checkpoints), output=tmp_path / "two", statistics=folder).result["statistics"]
@@ -223,5 +233,5 @@ def test_a_step_that_is_refused_leaves_no_samples(checkpoints: Path, tmp_path: P
     assert not (tmp_path / "kept").exists()
 
 
-def test_without_the_option_nothing_is_said(checkpoints: Path, tmp_path: Path, convert: Convert) -> None:
+def test_without_the_option_nothing_is_said(checkpoints: Path, tmp_path: Path, convert: Converting) -> None:
     assert "statistics" not in convert(TWO.step(checkpoints), output=tmp_path).result
