@@ -50,6 +50,13 @@ MIGRATIONS = (
         PRIMARY KEY (path, save_id)
     );
     """,
+    """
+    CREATE TABLE statistics (
+        path TEXT NOT NULL, save_id TEXT NOT NULL, run TEXT NOT NULL, figures TEXT NOT NULL, PRIMARY KEY (path, save_id)
+    );
+    CREATE INDEX statistics_run ON statistics (run);
+    CREATE INDEX steps_run ON steps (run, step) WHERE current;
+    """,
 )
 """What brings the schema from one version to the next; released ones are never changed."""
 

@@ -26,7 +26,7 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
     attempts = ledger.last_attempts() if ledger is not None else {}
     for row in ledger.rows() if ledger is not None else ():
         run = runs.setdefault(row.run, {"root": row.root, "run": row.run_name, "path": row.run, "steps": []})
-        run["steps"].append(_step(row, attempts.get(row.path, {}), bool(daemons)))
+        run["steps"].append(step(row, attempts.get(row.path, {}), is_running=bool(daemons)))
     made: Report = {
         "state_dir": str(folder),
         "daemons": [{"pid": d["pid"], "since": units.utc(d["since"]), "what": d["what"]} for d in daemons],
@@ -35,7 +35,8 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], made)
 
 
-def _step(row: Row, attempt: dict[str, Any], is_running: bool) -> StepReport:
+def step(row: Row, attempt: dict[str, Any], *, is_running: bool) -> StepReport:
+    """One step, with the last attempt at it; `is_running`: a daemon has this ledger in use."""
     event = attempt.get("event", {})
     state = State.PENDING if row.state == State.RUNNING and not is_running else row.state
     return {
