@@ -17,8 +17,9 @@ from converter.columns import allow_any_character
 from daemon import config, mounts, units
 from daemon.config import SettingsError
 from daemon.database import LedgerError
+from daemon.keys import HOOKS
 from daemon.ledger import Ledger
-from daemon.settings import HOOKS, Settings
+from daemon.settings import Settings
 
 USAGE = 2
 _EXAMPLE = """\

@@ -1,6 +1,7 @@
 """Owns the conversions that run: starts what is due as far as workers and room allow, and records how each ends."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,12 +11,15 @@ from converter import layout
 from converter.errors import Retry
 from daemon import schedule, verdict, worker
 from daemon.hooks import NON_FINITE, Hooks
+from daemon.jobbook import Job as ClusterJob
 from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import Gone, Step
 from daemon.news import AttemptEvents, News, fields_of
 from daemon.records import AttemptKey, Outcome, Row, State
 from daemon.room import Room
+from daemon.runner import Attempt, Command, Order, Runner
+from daemon.runners import Runners
 from daemon.schedule import Job
 from daemon.settings import Settings
 from daemon.tally import Tally
@@ -23,13 +27,12 @@ from daemon.tracker import Tracked, Tracker
 from daemon.verdict import Block, Verdict
 from daemon.watcher import RootWatcher
 
-Command = Callable[[worker.Request, Settings], list[str]]
-
 
 class _Started(NamedTuple):
     """An attempt, and what was so when it began."""
 
-    attempt: worker.Attempt
+    attempt: Attempt
+    runner: Runner
     job: Job
     facts: Step
     row: Row
@@ -62,6 +65,7 @@ class Conversions:
         self._once = once
         self._wake = wake
         self._command = command
+        self._runners = Runners(ledger, log, tally, clock=clock)
         self._clock, self._jitter = clock, jitter
         self._room = Room(log)
         self._running: dict[str, tuple[_Started, asyncio.Task[None]]] = {}
@@ -81,14 +85,26 @@ class Conversions:
         newest = () if self._once else [root for root in settings.roots if settings.for_root(root).order == "newest"]
         due = self.due()
         self._room.keep_only({job.path for job in due})
+        self._runners.let_go(self._wants)
+        self._outdate()
         jobs = [job for job in due if not self._room.is_paused(job.root, now)]
+        for job in jobs if self._runners.are_left else ():
+            if (runner := self._runner(job)).holds(
+                job.path, self._tracker.waiting[job.path].facts.answer.save_id or ""
+            ):
+                self._start(job, runner, now)
+        busy, full = self._busy(), set[Runner]()
         for job in schedule.next_jobs(
             jobs, slots=len(jobs), now=now, newest_first=newest, last_started=self._last_started
         ):
-            if self._busy() >= settings.workers:
-                return
-            if self._has_room(job):
-                self._start(job, now)
+            if job.path in self._running:
+                continue
+            if not (runner := self._runner(job)).has_slot(busy[runner], settings):
+                full.add(runner)
+                if len(full) == len(self._runners):
+                    return
+            elif self._has_room(job):
+                busy[runner] += self._start(job, runner, now)
 
     def rehearse(self) -> None:
         """Says what would be converted to where."""
@@ -105,6 +121,7 @@ class Conversions:
             started.attempt.stop()
         if self._running:
             await asyncio.wait([task for _, task in self._running.values()], timeout=worker.STOP_GRACE + 2.5)
+        await self._runners.stop()
 
     def _job(self, tracked: Tracked) -> Job | None:
         facts, judged = tracked.facts, tracked.verdict
@@ -119,15 +136,18 @@ class Conversions:
         size = verdict.export_bytes(facts, self._tracker.runs.get(facts.run), watcher.settings)
         return Job(facts.path, tracked.root, facts.run, facts.step, judged.not_before, size)
 
+    def _runner(self, job: Job) -> Runner:
+        return self._runners.of(self._watchers[job.root].settings)
+
     # Room
     def waits_for_room(self, root: str) -> bool:
         """Whether something on `root` waits for room."""
         return self._room.is_short(root, self._clock())
 
-    def _busy(self) -> int:
-        """Workers in use; one that waits for a root that is away, until `deadline`, holds no other root up."""
+    def _busy(self) -> Counter[Runner]:
+        """Slots in use; one that waits for a root that is away, until `deadline`, holds no other root up."""
         away = {root for root, watcher in self._watchers.items() if watcher.is_reachable is False}
-        return sum(started.job.root not in away for started, _ in self._running.values())
+        return Counter(started.runner for started, _ in self._running.values() if started.job.root not in away)
 
     def _has_room(self, job: Job) -> bool:
         watcher = self._watchers[job.root]
@@ -146,34 +166,51 @@ class Conversions:
                 self._hooks.failed(row, attempt=0, started=None, quarantined=False, retry_at=None, fields=lack)
         return lack is None
 
+    # What an earlier life, or the trainer, did meanwhile
+    def _wants(self, left: ClusterJob) -> bool | None:
+        """Whether a job that an earlier life left is still of use; None: not known yet."""
+        watcher = self._watchers.get(left.root)
+        if watcher is None or watcher.last_scan is None or left.path in self._running:
+            return None
+        tracked = self._tracker.waiting.get(left.path)
+        if tracked is None or not tracked.verdict.is_wanted:
+            return False
+        return watcher.settings.runner == "slurm" and tracked.facts.answer.save_id == left.save_id
+
+    def _outdate(self) -> None:
+        """Tells attempts at steps that were purged or saved again."""
+        for started, _ in self._running.values():
+            latest = self._tracker.waiting[started.job.path].facts.answer.save_id
+            if started.job.path in self._tracker.gone or (latest and latest != started.facts.answer.save_id):
+                started.attempt.outdate()
+
     # One attempt
-    def _start(self, job: Job, now: float) -> None:
+    def _start(self, job: Job, runner: Runner, now: float) -> bool:
         facts = self._tracker.waiting[job.path].facts
         settings = self._watchers[job.root].settings
         run = self._tracker.runs.get(job.run)
         row = self._tracker.row(job.root, facts)
         if row.state in (State.DONE, State.REMOVED) and not self._once:  # another daemon with this ledger knows more
             self._look(job)
-            return
+            return False
         log = self._tracker.step_log(job.root, facts)
         self._news.retention(job.root, facts, run, settings)
         request = worker.Request(job.path, verdict.folder(facts, run, settings), row.accept_copy)
         output, number = f"{request.folder}/{layout.published_name(job.step)}", row.attempts + 1
         log.info("conversion_started", attempt=number, output=output, save_id=row.save_id)
         self._ledger.put(msgspec.structs.replace(row, state=State.RUNNING, output=output))
-        attempt = worker.Attempt(
-            self._command(request, settings),
-            settings,
-            on_event=AttemptEvents(log, number),
+        order = Order(
+            self._command(request, settings), settings, facts, row, log, on_event=AttemptEvents(log, number),
             on_output=lambda text: log.info("converter_output", text=text) or None,
-        )
+        )  # fmt: skip
         self._last_started[job.run] = now
         if self._once:
             self._tracker.tried.add(job.path)
         self._tracker.keep(job.path, Tracked(job.root, facts, Verdict(State.RUNNING)))
         key = self._ledger.begin_attempt(row, now)
-        started = _Started(attempt, job, facts, row, request, settings, key)
+        started = _Started(runner.attempt(order), runner, job, facts, row, request, settings, key)
         self._running[job.path] = (started, asyncio.create_task(self._see_through(started)))
+        return True
 
     async def _see_through(self, started: _Started) -> None:
         job, row = started.job, started.row

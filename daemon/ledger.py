@@ -13,6 +13,7 @@ import msgspec
 
 from daemon import database, overview
 from daemon.database import Connection, Record, transaction
+from daemon.jobbook import JobBook
 from daemon.messages import Answer
 from daemon.outbox import Outbox
 from daemon.process import is_alive, owner_of
@@ -23,7 +24,7 @@ _COLUMNS = tuple(field.name for field in msgspec.structs.fields(Row))
 _FORGIVEN = (State.FAILED, State.QUARANTINED, State.REMOVED, State.UNSUPPORTED, State.FOREIGN, State.VANISHED)
 
 
-class Ledger(Outbox):
+class Ledger(Outbox, JobBook):
     """One open ledger."""
 
     def __init__(self, connection: Connection) -> None:

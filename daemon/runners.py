@@ -1,0 +1,57 @@
+"""Owns which runner a root's settings ask for. What runs jobs of a cluster is imported at need."""
+
+from collections.abc import Callable
+
+from daemon.jobbook import Job
+from daemon.ledger import Ledger
+from daemon.logs import Logger
+from daemon.runner import Local, Runner
+from daemon.settings import Settings
+from daemon.tally import Tally
+
+
+class Runners:
+    """The runners in use."""
+
+    def __init__(self, ledger: Ledger, log: Logger, tally: Tally, *, clock: Callable[[], float]) -> None:
+        self._ledger, self._log, self._tally, self._clock = ledger, log, tally, clock
+        self._local: Runner = Local()
+        self._slurm: Runner | None = None
+        self._poll = Settings().slurm.poll
+        self._has_looked_for_jobs = False
+
+    def __len__(self) -> int:
+        return 1 + (self._slurm is not None)
+
+    @property
+    def are_left(self) -> bool:
+        """Whether conversions of earlier lives are to be gone on with, or to be ended."""
+        return self._slurm is not None and self._slurm.are_left
+
+    def of(self, settings: Settings) -> Runner:
+        """The one that a root's settings ask for."""
+        if settings.runner == "local":
+            return self._local
+        self._poll = settings.slurm.poll
+        return self._of_jobs()
+
+    def let_go(self, is_wanted: Callable[[Job], bool | None]) -> None:
+        """Ends jobs that earlier lives left and nobody wants, be it that nothing is to be a job any more."""
+        if not self._has_looked_for_jobs:
+            self._has_looked_for_jobs = True
+            if self._ledger.jobs_left():
+                self._of_jobs()
+        if self._slurm is not None:
+            self._slurm.let_go(is_wanted)
+
+    async def stop(self) -> None:
+        """Ends what runners do by themselves, once no attempt runs any more."""
+        if self._slurm is not None:
+            await self._slurm.stop()
+
+    def _of_jobs(self) -> Runner:
+        if self._slurm is None:
+            from daemon.slurm.runner import SlurmRunner  # what no root asks for takes no memory
+
+            self._slurm = SlurmRunner(self._ledger, self._log, self._tally, poll=lambda: self._poll, clock=self._clock)
+        return self._slurm
