@@ -56,8 +56,8 @@ METRICS: dict[str, Metric] = {
     "dcp2hf_queue_length": Metric(
         "gauge", (), "Steps to be converted now or later: they wait for a worker, room, or `retry_at`."
     ),
-    "dcp2hf_workers": Metric("gauge", (), "Conversions that may run at the same time (`workers`)."),
-    "dcp2hf_workers_busy": Metric("gauge", (), "Conversions that run."),
+    "dcp2hf_workers": Metric("gauge", (), "Conversions that may run at the same time on this host (`workers`)."),
+    "dcp2hf_workers_busy": Metric("gauge", (), "Conversions that run, here or as jobs."),
     # Attempts
     "dcp2hf_attempts_total": Metric(
         "counter",
@@ -81,6 +81,18 @@ METRICS: dict[str, Metric] = {
         (),
         "The most that a conversion had resident since the daemon started: the sum of its processes' own peaks, looked at "
         "twice a second, so pages that they share count twice.",
+    ),
+    # Jobs, where a root has `runner = "slurm"`
+    "dcp2hf_jobs": Metric(
+        "gauge",
+        ("state",),
+        "Slurm jobs that have not ended, by Slurm's state as it was seen last; `submitting` where it was not seen yet.",
+    ),
+    "dcp2hf_slurm_up": Metric(
+        "gauge", (), "1 while Slurm's controller answers, 0 while it does not; absent while it is not asked."
+    ),
+    "dcp2hf_slurm_calls_total": Metric(
+        "counter", ("command", "outcome"), "Commands of Slurm that were run (`sbatch`, `squeue` …): `ok` or `failed`."
     ),
     # The daemon
     "dcp2hf_state_dir_up": Metric(

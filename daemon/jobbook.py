@@ -39,6 +39,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     ending: str = ""
     """How it ended (`daemon.slurm.states.Ending`)."""
 
+    @property
+    def output(self) -> str:
+        """Where all lies that it and Slurm print besides events; kept for two weeks where it failed."""
+        return f"{self.folder}/{self.name}.output"
+
 
 _COLUMNS = ", ".join(field.name for field in msgspec.structs.fields(Job))
 
@@ -74,7 +79,9 @@ class JobBook:
         return Counter(str(row[0]) for row in found)
 
     def last_jobs(self) -> dict[str, Job]:
-        """By path of the step, the last job of its newest save."""
+        """By path of the step, the last job of its newest save; none in a ledger of a time before there were jobs."""
+        if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone():
+            return {}
         columns = ", ".join(f"j.{field.name}" for field in msgspec.structs.fields(Job))
         found = self._db.execute(
             f"SELECT {columns} FROM jobs j JOIN steps s ON s.path = j.path AND s.save_id = j.save_id AND s.current ORDER BY j.asked"

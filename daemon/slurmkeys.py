@@ -34,8 +34,8 @@ class Slurm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             extra={"per_root": True, "path": True},
         ),
     ] = ""
-    partition: Annotated[str, Meta(description="Partition (`sbatch -p`).", extra=_ROOT)] = ""
-    account: Annotated[str, Meta(description="Account (`sbatch -A`).", extra=_ROOT)] = ""
+    partition: Annotated[str, Meta(description="Partition to submit to (`sbatch -p`).", extra=_ROOT)] = ""
+    account: Annotated[str, Meta(description="Account to submit for (`sbatch -A`).", extra=_ROOT)] = ""
     qos: Annotated[str, Meta(description="Quality of service (`sbatch -q`).", extra=_ROOT)] = ""
     nice: Annotated[
         int, Meta(ge=0, le=2147483645, description="How far jobs stand back in Slurm's queue (`sbatch --nice`).", extra=_ROOT)
@@ -43,7 +43,7 @@ class Slurm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     extra_args: Annotated[
         tuple[str, ...], Meta(description='Further arguments of `sbatch`, such as `["-C", "avx512"]`.', extra=_ROOT)
     ] = ()
-    cpus: Annotated[int, Meta(ge=1, description="Processors of a job.", extra=_ROOT)] = 4
+    cpus: Annotated[int, Meta(ge=1, description="Processors that a job has.", extra=_ROOT)] = 4
     memory: Annotated[
         int,
         Meta(

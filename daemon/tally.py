@@ -44,7 +44,7 @@ class Tally:
         """Bytes."""
         self.last_success: dict[str, float] = {}
         """By path of the run, epoch seconds."""
-        self.slurm_calls: Counter[tuple[str, str]] = Counter()
+        self.slurm_calls: Counter[tuple[str, ...]] = Counter()
         """By command and how it went: ok or failed."""
         self.is_slurm_up: bool | None = None
         """None: not asked, or not now."""

@@ -195,7 +195,7 @@ class JobAttempt:
         self._end(ending, followed.said)
         asks = Needs(self._order.settings.slurm.cpus, self._job.memory, self._job.seconds)
         outcome = endings.outcome(
-            ending, case.sight, asks, followed.said, why=why, output=self._output if case.sight else ""
+            ending, case.sight, asks, followed.said, why=why, output=self._job.output if case.sight else ""
         )
         if outcome is None or outcome.result == "failed":
             return outcome
@@ -223,10 +223,6 @@ class JobAttempt:
             self._job = noted
             self._ledger.note_job(noted)
 
-    @property
-    def _output(self) -> str:
-        return f"{self._job.folder}/{self._job.name}{script.OUTPUT}"
-
     def _facts(self) -> dict[str, Any]:
         """What every line about a job has."""
-        return {"job": self._job.id or None, "job_name": self._job.name, "output": self._output}
+        return {"job": self._job.id or None, "job_name": self._job.name, "output": self._job.output}

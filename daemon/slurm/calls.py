@@ -14,6 +14,8 @@ from daemon import process
 
 LIMIT = 30.0
 """Seconds."""
+_REAP = 1.0
+"""Seconds that a program which was killed may take to be gone."""
 
 
 class Answer(NamedTuple):
@@ -50,6 +52,9 @@ async def call(argv: list[str], environ: Mapping[str, str], *, stdin: bytes = b"
         if child.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REAP):  # one that waits for a file system cannot be killed
+                    await child.wait()
     lines = [line.strip() for line in errors.decode(errors="replace").splitlines() if line.strip()]
     return Answer(child.returncode, output, " | ".join(lines)[-500:] or f"exit code {child.returncode}")
 

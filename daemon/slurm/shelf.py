@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import printable
-from converter.files import open_regular, read_regular
+from converter.files import REFUSED, open_regular, read_regular
 from daemon.slurm.script import EVENTS, NAME, OUTPUT, RESULT
 
 MOST_BYTES = 1 << 18
@@ -36,9 +36,16 @@ def look(folder: Path, offsets: Mapping[str, int]) -> dict[str, Any]:
     there = set(os.listdir(folder))
     found: dict[str, Any] = {}
     for name, offset in offsets.items():
-        is_ended = name + RESULT in there
-        lines, end, is_all = _read_lines(folder / (name + EVENTS), offset, is_there=name + EVENTS in there)
-        code = _code(folder / (name + RESULT)) if is_ended and is_all else None
+        lines: list[tuple[int, str]] = []
+        end, is_all, code = offset, True, None
+        try:
+            if name + EVENTS in there:
+                lines, end, is_all = _read_lines(folder / (name + EVENTS), offset)
+            if name + RESULT in there and is_all:
+                code = _code(folder / (name + RESULT))
+        except OSError as error:
+            if error.errno not in REFUSED:  # a link, a pipe: nobody's word
+                raise
         tail = _tail(folder / (name + OUTPUT)) if code and name + OUTPUT in there else ""
         found[name] = {"lines": lines, "offset": end, "code": code, "tail": tail}
     return found
@@ -63,10 +70,8 @@ def remove_old(folder: Path, keep: Iterable[str], now: float) -> None:
                     os.unlink(entry.path)
 
 
-def _read_lines(path: Path, offset: int, *, is_there: bool) -> tuple[list[tuple[int, str]], int, bool]:
+def _read_lines(path: Path, offset: int) -> tuple[list[tuple[int, str]], int, bool]:
     """Whole lines from `offset` on, where to go on, and whether that is all there is. An unfinished line waits."""
-    if not is_there:
-        return [], offset, True
     fd, _ = open_regular(path)
     with os.fdopen(fd, "rb") as file:
         file.seek(offset)

@@ -75,7 +75,7 @@ ALWAYS = {"root", "run", "step", "path"}
 
 def calls() -> Iterator[tuple[str, str, set[str]]]:
     """(event, level, fields named there) of every place in daemon/ that logs, or has something logged."""
-    for path in sorted((REPOSITORY / "daemon").glob("*.py")):
+    for path in sorted((REPOSITORY / "daemon").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call):
                 continue

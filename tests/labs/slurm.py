@@ -155,6 +155,10 @@ class Cluster:
         found = [line.split(" ", 2) for line in lines]
         return [(i, state, job) for i, state, job in found if job.startswith(name)]
 
+    def busy(self) -> bool:
+        """Whether a job waits, runs, or is being ended."""
+        return bool(self.run("squeue", "-h", "-o", "%i").split())
+
     # Accidents
     def start_controller(self, *options: str) -> None:
         """slurmctld comes, with the state it saved (`-c`: none)."""
