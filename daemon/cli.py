@@ -6,6 +6,7 @@ argparse, and what only `status` needs is imported there: a daemon keeps every i
 import argparse
 import asyncio
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -189,7 +190,22 @@ def _check(options: argparse.Namespace) -> int:
         for name in HOOKS:
             if argv := getattr(here, name):
                 print(f"  {name}: {argv[0]}{'' if shutil.which(argv[0]) else ' (not found, or not to be run)'}")
+        if here.runner == "slurm":
+            _check_jobs(here)
         if loaded.root.get(root):
             print(f"  of its own: {', '.join(sorted(loaded.root[root]))}")
     print("the configuration is valid; `dcp2hfd run --dry-run` says what it would do to each step")
     return 0
+
+
+def _check_jobs(here: Settings) -> None:
+    """What a job would ask for, and what is missing on this host."""
+    from daemon.slurm import commands, needs
+
+    asked = commands.arguments("dcp2hf-N-…", here.slurm.shared, needs.reckon(0, here), here)
+    print(f"  a job of a small step: sbatch {shlex.join(asked)}")
+    for name in ("sbatch", "squeue", "scancel"):
+        if not shutil.which(name):
+            print(f"  {name}: not found, or not to be run")
+    if not os.path.isdir(here.slurm.shared):
+        print(f"  slurm.shared: {here.slurm.shared} is not there")

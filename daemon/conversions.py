@@ -1,7 +1,6 @@
 """Owns the conversions that run: starts what is due as far as workers and room allow, and records how each ends."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +10,6 @@ from converter import layout
 from converter.errors import Retry
 from daemon import schedule, verdict, worker
 from daemon.hooks import NON_FINITE, Hooks
-from daemon.jobbook import Job as ClusterJob
 from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import Gone, Step
@@ -19,7 +17,7 @@ from daemon.news import AttemptEvents, News, fields_of
 from daemon.records import AttemptKey, Outcome, Row, State
 from daemon.room import Room
 from daemon.runner import Attempt, Command, Order, Runner
-from daemon.runners import Runners
+from daemon.runners import Runners, Slots
 from daemon.schedule import Job
 from daemon.settings import Settings
 from daemon.tally import Tally
@@ -85,26 +83,18 @@ class Conversions:
         newest = () if self._once else [root for root in settings.roots if settings.for_root(root).order == "newest"]
         due = self.due()
         self._room.keep_only({job.path for job in due})
-        self._runners.let_go(self._wants)
-        self._outdate()
+        self._leave_what_nobody_wants()
         jobs = [job for job in due if not self._room.is_paused(job.root, now)]
-        for job in jobs if self._runners.are_left else ():
-            if (runner := self._runner(job)).holds(
-                job.path, self._tracker.waiting[job.path].facts.answer.save_id or ""
-            ):
-                self._start(job, runner, now)
-        busy, full = self._busy(), set[Runner]()
+        slots = Slots(self._runners, settings, self._busy())
         for job in schedule.next_jobs(
             jobs, slots=len(jobs), now=now, newest_first=newest, last_started=self._last_started
         ):
-            if job.path in self._running:
-                continue
-            if not (runner := self._runner(job)).has_slot(busy[runner], settings):
-                full.add(runner)
-                if len(full) == len(self._runners):
-                    return
-            elif self._has_room(job):
-                busy[runner] += self._start(job, runner, now)
+            if slots.are_gone:
+                return
+            save_id = self._tracker.waiting[job.path].facts.answer.save_id or ""
+            runner = self._runners.of(self._watchers[job.root].settings)
+            if runner.holds(job.path, save_id) or (slots.has_one(runner) and self._has_room(job)):
+                slots.take(runner, self._start(job, runner, now))
 
     def rehearse(self) -> None:
         """Says what would be converted to where."""
@@ -136,18 +126,15 @@ class Conversions:
         size = verdict.export_bytes(facts, self._tracker.runs.get(facts.run), watcher.settings)
         return Job(facts.path, tracked.root, facts.run, facts.step, judged.not_before, size)
 
-    def _runner(self, job: Job) -> Runner:
-        return self._runners.of(self._watchers[job.root].settings)
-
     # Room
     def waits_for_room(self, root: str) -> bool:
         """Whether something on `root` waits for room."""
         return self._room.is_short(root, self._clock())
 
-    def _busy(self) -> Counter[Runner]:
+    def _busy(self) -> list[Runner]:
         """Slots in use; one that waits for a root that is away, until `deadline`, holds no other root up."""
         away = {root for root, watcher in self._watchers.items() if watcher.is_reachable is False}
-        return Counter(started.runner for started, _ in self._running.values() if started.job.root not in away)
+        return [started.runner for started, _ in self._running.values() if started.job.root not in away]
 
     def _has_room(self, job: Job) -> bool:
         watcher = self._watchers[job.root]
@@ -166,25 +153,14 @@ class Conversions:
                 self._hooks.failed(row, attempt=0, started=None, quarantined=False, retry_at=None, fields=lack)
         return lack is None
 
-    # What an earlier life, or the trainer, did meanwhile
-    def _wants(self, left: ClusterJob) -> bool | None:
-        """Whether a job that an earlier life left is still of use; None: not known yet."""
-        watcher = self._watchers.get(left.root)
-        if watcher is None or watcher.last_scan is None or left.path in self._running:
-            return None
-        tracked = self._tracker.waiting.get(left.path)
-        if tracked is None or not tracked.verdict.is_wanted:
-            return False
-        return watcher.settings.runner == "slurm" and tracked.facts.answer.save_id == left.save_id
-
-    def _outdate(self) -> None:
-        """Tells attempts at steps that were purged or saved again."""
-        for started, _ in self._running.values():
-            latest = self._tracker.waiting[started.job.path].facts.answer.save_id
-            if started.job.path in self._tracker.gone or (latest and latest != started.facts.answer.save_id):
-                started.attempt.outdate()
-
     # One attempt
+    def _leave_what_nobody_wants(self) -> None:
+        """Tells attempts at steps that were purged or saved again, and runners of what earlier lives left."""
+        for started, _ in self._running.values():
+            if not self._tracker.is_current(started.job.path, started.row.save_id):
+                started.attempt.outdate()
+        self._runners.let_go(lambda root, path, save_id: self._tracker.wants(self._watchers.get(root), path, save_id))
+
     def _start(self, job: Job, runner: Runner, now: float) -> bool:
         facts = self._tracker.waiting[job.path].facts
         settings = self._watchers[job.root].settings

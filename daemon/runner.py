@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from daemon import worker
-from daemon.jobbook import Job
 from daemon.logs import Logger
 from daemon.messages import Step
 from daemon.records import Outcome, Row
 from daemon.settings import Settings
 
 Command = Callable[[worker.Request, Settings], list[str]]
+IsWanted = Callable[[str, str, str], bool | None]
+"""Whether a conversion is wanted, by root, path and save; None: not known yet."""
 
 
 class Order(NamedTuple):
@@ -54,13 +55,13 @@ class Runner(Protocol):
         """Whether it has conversions to go on with, or to end, which earlier lives began."""
 
     def holds(self, path: str, save_id: str) -> bool:
-        """Whether one of this save is among them."""
+        """Whether one of this save is among them: it is gone on with, whatever room or slots there are."""
 
     def attempt(self, order: Order) -> Attempt:
         """One that goes on, or begins."""
 
-    def let_go(self, is_wanted: Callable[[Job], bool | None]) -> None:
-        """Ends what earlier lives left and nobody wants; None: not known yet."""
+    def let_go(self, is_wanted: IsWanted) -> None:
+        """Ends what earlier lives left and nobody wants."""
 
     async def stop(self) -> None:
         """Ends what it does by itself."""
@@ -84,7 +85,7 @@ class Local:
         """A process."""
         return worker.Attempt(order.argv, order.settings, on_event=order.on_event, on_output=order.on_output)
 
-    def let_go(self, is_wanted: Callable[[Job], bool | None]) -> None:
+    def let_go(self, is_wanted: IsWanted) -> None:
         """Nothing is left."""
 
     async def stop(self) -> None:

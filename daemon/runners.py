@@ -1,11 +1,11 @@
 """Owns which runner a root's settings ask for. What runs jobs of a cluster is imported at need."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
-from daemon.jobbook import Job
 from daemon.ledger import Ledger
 from daemon.logs import Logger
-from daemon.runner import Local, Runner
+from daemon.runner import IsWanted, Local, Runner
 from daemon.settings import Settings
 from daemon.tally import Tally
 
@@ -35,8 +35,8 @@ class Runners:
         self._poll = settings.slurm.poll
         return self._of_jobs()
 
-    def let_go(self, is_wanted: Callable[[Job], bool | None]) -> None:
-        """Ends jobs that earlier lives left and nobody wants, be it that nothing is to be a job any more."""
+    def let_go(self, is_wanted: IsWanted) -> None:
+        """Ends jobs that earlier lives left and nobody wants, be it that nothing of their root is to be a job any more."""
         if not self._has_looked_for_jobs:
             self._has_looked_for_jobs = True
             if self._ledger.jobs_left():
@@ -55,3 +55,28 @@ class Runners:
 
             self._slurm = SlurmRunner(self._ledger, self._log, self._tally, poll=lambda: self._poll, clock=self._clock)
         return self._slurm
+
+
+class Slots:
+    """What is free for one round of starting conversions, beside those whose runners are `busy`."""
+
+    def __init__(self, runners: Runners, settings: Settings, busy: Iterable[Runner]) -> None:
+        self._runners, self._settings = runners, settings
+        self._busy = Counter(busy)
+        self._full: set[Runner] = set()
+
+    def has_one(self, runner: Runner) -> bool:
+        """Whether one more may be started there."""
+        is_free = runner.has_slot(self._busy[runner], self._settings)
+        if not is_free:
+            self._full.add(runner)
+        return is_free
+
+    def take(self, runner: Runner, count: int) -> None:
+        """So many were started there."""
+        self._busy[runner] += count
+
+    @property
+    def are_gone(self) -> bool:
+        """Whether nothing more can be started anywhere."""
+        return len(self._full) == len(self._runners) and not self._runners.are_left

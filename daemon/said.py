@@ -13,13 +13,36 @@ MOST_OUTPUT = 100
 """Lines of other output that are logged for one attempt."""
 
 
+class _Figures(msgspec.Struct, frozen=True):
+    """Those of a failure that are counted with."""
+
+    count: int = 0
+    nan: int = 0
+    inf: int = 0
+    tensors: dict[str, Any] = {}
+
+
+class _End(msgspec.Struct, frozen=True):
+    """What of a last event is counted with: it must be numbers."""
+
+    bytes_read: int = 0
+    bytes_written: int = 0
+    duration_seconds: float = 0.0
+    phases: dict[str, float] = {}
+    figures: _Figures = _Figures()
+
+
 def event_of(line: bytes) -> dict[str, Any] | None:
-    """A line as an event; None for what else a library may print."""
+    """A line as an event; None for what else a library, or somebody who can write where a job says it, may print."""
     try:
         said = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        if not isinstance(said, dict) or not isinstance(said.get("event"), str):
+            return None
+        if said["event"] in ENDS:
+            msgspec.convert(said, _End)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return said if isinstance(said, dict) and isinstance(said.get("event"), str) else None
+    return said
 
 
 def outcome_of(last: dict[str, Any], code: int | None) -> Outcome | None:

@@ -74,6 +74,7 @@ class Case:
         if said is not None:
             return self._with_result(said, ending, now)
         if report.sights is None:
+            self._absent_since = None
             return Finding(Move.WAIT)
         if shown is None:
             return self._absent(report, now)
@@ -109,6 +110,7 @@ class Case:
         self._absent_since = now if self._absent_since is None else self._absent_since
         since = now - self._absent_since
         if not report.is_readable:  # its result may be there
+            self._absent_since = None
             return Finding(Move.WAIT)
         if not self.is_submitted:
             return Finding(Move.SUBMIT) if since >= SURE else Finding(Move.WAIT)

@@ -87,6 +87,8 @@ class Cluster:
         """By folder, names of jobs whose files are to go."""
         self._cleaned: dict[str, float] = {}
         self._unreadable: set[str] = set()
+        self._missing: set[str] = set()
+        """Names that the controller did not know at the last look."""
         self._no_history_until = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
@@ -150,7 +152,9 @@ class Cluster:
             self._log.info("slurm_recovered", jobs=len(self._watches))
         self._tally.is_slurm_up = True
         now = asyncio.get_running_loop().time()
-        if (forgotten := [name for name in names if name not in sights]) and now >= self._no_history_until:
+        missing = {name for name in names if name not in sights}
+        forgotten, self._missing = sorted(missing & self._missing), missing  # at a second look: it may be being submitted
+        if forgotten and now >= self._no_history_until:
             history = await self.commands.history(forgotten)
             if isinstance(history, str):
                 self._no_history_until = now + NO_HISTORY

@@ -8,7 +8,7 @@ import msgspec
 from daemon.jobbook import Job
 from daemon.ledger import Ledger
 from daemon.logs import Logger
-from daemon.runner import Order
+from daemon.runner import IsWanted, Order
 from daemon.settings import Settings
 from daemon.slurm.attempt import JobAttempt
 from daemon.slurm.cluster import Cluster
@@ -46,10 +46,10 @@ class SlurmRunner:
         left = self._left.pop((order.row.path, order.row.save_id), None)
         return JobAttempt(order, self._ledger, self._cluster, left, clock=self._clock)
 
-    def let_go(self, is_wanted: Callable[[Job], bool | None]) -> None:
+    def let_go(self, is_wanted: IsWanted) -> None:
         """Cancels jobs that were left and that nobody wants."""
         for key, job in list(self._left.items()):
-            if is_wanted(job) is False:
+            if is_wanted(job.root, job.path, job.save_id) is False:
                 del self._left[key]
                 task = asyncio.create_task(self._cancel(job))
                 self._cancelling.add(task)
