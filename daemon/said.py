@@ -40,7 +40,7 @@ def event_of(line: bytes) -> dict[str, Any] | None:
             return None
         if said["event"] in ENDS:
             msgspec.convert(said, _End)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return said
 

@@ -153,7 +153,10 @@ class Cluster:
         self._tally.is_slurm_up = True
         now = asyncio.get_running_loop().time()
         missing = {name for name in names if name not in sights}
-        forgotten, self._missing = sorted(missing & self._missing), missing  # at a second look: it may be being submitted
+        forgotten, self._missing = (
+            sorted(missing & self._missing),
+            missing,
+        )  # at a second look: it may be being submitted
         if forgotten and now >= self._no_history_until:
             history = await self.commands.history(forgotten)
             if isinstance(history, str):

@@ -250,7 +250,9 @@ def test_a_job_is_found_again_by_whoever_comes_after_the_process_that_noted_it(l
 
 
 def test_endings_are_counted_for_each_save_by_itself(ledger: Ledger) -> None:
-    for number, (save_id, ending) in enumerate((("save-1", "memory"), ("save-1", "memory"), ("save-1", "time"), ("save-2", "memory"))):
+    for number, (save_id, ending) in enumerate(
+        (("save-1", "memory"), ("save-1", "memory"), ("save-1", "time"), ("save-2", "memory"))
+    ):
         ledger.add_job(a_job(f"job-{number}", save_id=save_id, ending=ending, ended=101.0))
 
     assert ledger.job_endings("/r/a/step-10", "save-1") == {"memory": 2, "time": 1}
@@ -265,7 +267,9 @@ def test_jobs_that_ended_long_ago_are_forgotten_and_those_that_go_on_never(ledge
     assert ledger.job_endings("/r/a/step-10", "save-1") == {"": 2}
 
 
-def test_status_has_the_last_job_of_a_steps_newest_save_and_a_ledger_without_jobs_has_none(ledger: Ledger, tmp_path: Path) -> None:
+def test_status_has_the_last_job_of_a_steps_newest_save_and_a_ledger_without_jobs_has_none(
+    ledger: Ledger, tmp_path: Path
+) -> None:
     ledger.put(row())
     ledger.add_job(a_job("first", asked=1.0))
     ledger.add_job(a_job("second", asked=2.0))

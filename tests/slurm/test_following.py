@@ -43,7 +43,11 @@ class Heard:
 
 def test_events_are_handed_on_and_all_else_is_output() -> None:
     heard = Heard()
-    heard.follow(lambda following: following.read([(0, BEGUN), (30, "a warning of a library "), (50, ""), (51, WAITS), (80, DONE)]))
+    heard.follow(
+        lambda following: following.read(
+            [(0, BEGUN), (30, "a warning of a library "), (50, ""), (51, WAITS), (80, DONE)]
+        )
+    )
 
     assert (heard.events, heard.output) == (
         ["conversion_started", "waiting_for_lock", "conversion_succeeded"],
