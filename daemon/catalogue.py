@@ -44,7 +44,9 @@ METRICS: dict[str, Metric] = {
         "gauge", ("root",), "What may still be written on the root's file system, at the last scan."
     ),
     "dcp2hf_root_waits_for_room": Metric(
-        "gauge", ("root",), "1 while steps of the root wait for room on it (`queue_paused`)."
+        "gauge",
+        ("root",),
+        "1 while steps of the root wait for room on it, or for Slurm to take their jobs (`queue_paused`).",
     ),
     "dcp2hf_runs": Metric("gauge", ("root",), "Runs below the root, at the last scan."),
     "dcp2hf_scan_duration_seconds": Metric("gauge", ("root",), "How long the last scan took."),
@@ -68,7 +70,9 @@ METRICS: dict[str, Metric] = {
     "dcp2hf_attempt_errors_total": Metric(
         "counter", ("error",), "Attempts that ended with an error, set aside or failed, by its class."
     ),
-    "dcp2hf_attempt_duration_seconds": Metric("histogram", ("outcome",), "From start to end of a converter's process."),
+    "dcp2hf_attempt_duration_seconds": Metric(
+        "histogram", ("outcome",), "From start to end of a converter's process; of a job, from its submission."
+    ),
     "dcp2hf_conversion_duration_seconds": Metric(
         "histogram",
         ("phase",),

@@ -135,7 +135,7 @@ def _flat(said: dict[str, Any], where: str) -> dict[str, Any]:
 def _check_runners(settings: Settings) -> None:
     """Raises SettingsError where a root's conversions are to be jobs that could not be submitted or followed."""
     for here in (settings.for_root(root) for root in settings.roots):
-        if here.runner == "slurm" and (problem := slurmkeys.problem_of(here.slurm)):
+        if here.runner == "slurm" and (problem := slurmkeys.problem_of(here.slurm, settings.roots)):
             raise SettingsError(problem)
 
 

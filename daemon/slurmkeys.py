@@ -1,6 +1,7 @@
 """Owns the keys of the table `[slurm]`: how conversions are submitted to a cluster (see `daemon.slurm`)."""
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -74,10 +75,12 @@ class Slurm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = False
 
 
-def problem_of(slurm: Slurm) -> str:
-    """Why jobs could not be submitted or followed with these keys; empty: they can."""
+def problem_of(slurm: Slurm, roots: Iterable[str]) -> str:
+    """Why jobs could not be submitted or followed with these keys beside `roots`; empty: they can."""
     if not slurm.shared:
         return 'runner = "slurm" needs `shared` in [slurm]: a folder that this host and the nodes share'
+    if any(f"{slurm.shared}/".startswith(f"{root.rstrip('/')}/") for root in roots):
+        return f"slurm.shared: {slurm.shared} lies below a root, where only runs are looked for"
     if any(not word.isprintable() for word in (slurm.shared, slurm.python)):
         return "slurm.shared and slurm.python must be plain paths"
     refused = next((word for word in slurm.extra_args if _OURS.fullmatch(word)), None)

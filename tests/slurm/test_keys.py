@@ -43,6 +43,11 @@ def test_jobs_without_a_shared_folder_are_refused_with_what_to_set(tmp_path: Pat
         load(tmp_path, 'roots = ["/a"]\nrunner = "slurm"')
 
 
+def test_a_shared_folder_below_a_root_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"slurm.shared: /b/jobs lies below a root"):
+        load(tmp_path, BASE.replace("/s", "/b/jobs"))
+
+
 @pytest.mark.parametrize(
     ("line", "named"),
     [
