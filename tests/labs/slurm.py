@@ -57,7 +57,7 @@ MinJobAge={forget}
 NodeName=DEFAULT CPUs=4 RealMemory=100000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1
-NodeName=n1 NodeHostname=n1 NodeAddr=127.0.0.11
+NodeName={node} NodeHostname={node} NodeAddr=127.0.0.1
 """
 _BY_KERNEL = "TaskPlugin=task/cgroup\nJobAcctGatherParams=NoOverMemoryKill\n"
 _BY_POLLING = "TaskPlugin=task/none\nJobAcctGatherParams=OverMemoryKill\n"
@@ -83,7 +83,9 @@ StorageHost=localhost
 StorageUser=root
 StorageLoc=slurm_acct_db
 """
-_NODE = 'hostname n1; mount --bind "$0/hosts" /etc/hosts; while :; do slurmd -D -f "$SLURM_CONF" -N n1; sleep 1; done'
+_NODE = (
+    'hostname "$1"; mount --bind "$0/hosts" /etc/hosts; while :; do slurmd -D -f "$SLURM_CONF" -N "$1"; sleep 1; done'
+)
 
 
 def missing(*, accounting: bool = False) -> str:
@@ -95,7 +97,7 @@ def missing(*, accounting: bool = False) -> str:
 
 
 class Cluster:
-    """One node `n1` of 4 CPUs; its jobs see this host's files, not its processes. Partition `main` preempts `low`."""
+    """One node of 4 CPUs; its jobs see this host's files, not its processes. Partition `main` preempts `low`."""
 
     def __init__(self, folder: Path, *, accounting: bool, forget: int) -> None:
         self._lab, self._accounting = folder, accounting
@@ -107,16 +109,18 @@ class Cluster:
         for name in ("state", "spool", "munge", "log"):
             (folder / name).mkdir(parents=True)
         port, node_port, history_port = _free_ports(3)
+        self.node = f"n{node_port}"
+        """Its name, which no other cluster of this host has."""
         of_memory = _BY_KERNEL if self.limits_memory else _BY_POLLING
         history = _HISTORY if accounting else _NO_HISTORY
         text = (of_memory + history.format(lab=folder, port=history_port)) + _CONF.format(
-            lab=folder, host=socket.gethostname().partition(".")[0], port=port, node_port=node_port, forget=forget
+            lab=folder, host=socket.gethostname().partition(".")[0], port=port, node_port=node_port, node=self.node, forget=forget
         )
         (folder / "slurm.conf").write_text(text)
         (folder / "cgroup.conf").write_text(_CGROUP)
         (folder / "slurmdbd.conf").write_text(_SLURMDBD.format(lab=folder, port=history_port))
         (folder / "slurmdbd.conf").chmod(0o600)
-        (folder / "hosts").write_text(Path("/etc/hosts").read_text() + "127.0.0.11 n1\n")
+        (folder / "hosts").write_text(Path("/etc/hosts").read_text() + f"127.0.0.1 {self.node}\n")
 
     def start(self) -> None:
         """Starts everything; returns once the node is up."""
@@ -136,9 +140,9 @@ class Cluster:
 
     def stop(self) -> None:
         """Ends everything it started."""
-        for name in ("n1", "slurmctld", "slurmdbd", "mariadbd", "munged"):
+        for name in (self.node, "slurmctld", "slurmdbd", "mariadbd", "munged"):
             self._end(name)
-        group = _MEMORY / "slurm_n1"
+        group = _MEMORY / f"slurm_{self.node}"
         with contextlib.suppress(AssertionError):
             wait_until(lambda: _remove_group(group), 5)
 
@@ -181,18 +185,21 @@ class Cluster:
     def kill_slurmd(self) -> None:
         """slurmd alone is killed, and comes back a second later; its jobs go on."""
         found = subprocess.run(
-            ["pgrep", "-f", f"^slurmd -D -f {self.environ['SLURM_CONF']} -N n1$"], check=True, capture_output=True, text=True
+            ["pgrep", "-f", f"^slurmd -D -f {self.environ['SLURM_CONF']} -N {self.node}$"], check=True, capture_output=True, text=True
         )  # fmt: skip
         os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
 
     def crash_node(self) -> None:
-        """The node loses power, with all that runs on it."""
-        self._end("n1", signal.SIGKILL)
+        """The node loses power, with all that runs on it; the controller is told, and need not wait for its silence."""
+        self._end(self.node)
+        self.run("scontrol", "update", f"nodename={self.node}", "state=down", "reason=power")
 
     def boot_node(self) -> None:
         """The node comes up."""
         inside = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--uts", "--propagation", "slave"]
-        self._begin("n1", *inside, "/bin/sh", "-c", _NODE, str(self._lab))
+        self._begin(self.node, *inside, "/bin/sh", "-c", _NODE, str(self._lab), self.node)
+        with contextlib.suppress(subprocess.CalledProcessError):  # it was not down
+            self.run("scontrol", "update", f"nodename={self.node}", "state=resume")
         self._wait(lambda: set(self.run("sinfo", "-h", "-N", "-o", "%t").split()) <= {"idle", "mix", "alloc"})
 
     # Processes

@@ -180,12 +180,13 @@ def test_a_preempted_job_runs_again_in_its_place_and_that_is_no_attempt(site: Si
 def test_a_job_that_somebody_cancels_is_an_attempt_and_another_one_follows(site: Site) -> None:
     site.add("a", 10)
     daemon = site.start()
-    identity = daemon.wait_for("job_state", state="RUNNING", seconds=PATIENCE)["job"]
-    site.cluster.run("scancel", identity)
+    begun = daemon.wait_for("job_state", state="RUNNING", seconds=PATIENCE)
+    wait_until(Path(begun["output"]).exists, PATIENCE)
+    site.cluster.run("scancel", begun["job"])
     failed = daemon.wait_for("conversion_failed", seconds=PATIENCE)
     assert failed["message"] == "somebody cancelled the job"
     output = failed["hint"].partition("output of the job: ")[2]
-    assert Path(output).read_text().startswith("n1\n")
+    assert Path(output).read_text().startswith(f"{site.cluster.node}\n")
     assert daemon.wait_for("conversion_succeeded", seconds=PATIENCE)["attempt"] == 2
     assert daemon.stop() == 0
     assert [job.ending for job in site.jobs()] == ["cancelled", "said"]
@@ -248,7 +249,7 @@ def test_hooks_that_run_before_publishing_run_in_the_job_on_the_node(site: Site)
     site.configure({"before_publish": ["sh", "-c", "uname -n > where.txt"]})
     assert site.start("--once").end(PATIENCE) == 0
     (published,) = (site.root / path for path in site.published())
-    assert (published / "where.txt").read_text() == "n1\n"
+    assert (published / "where.txt").read_text() == f"{site.cluster.node}\n"
 
 
 def test_what_the_controller_forgot_while_no_daemon_ran_is_known_by_its_result_or_by_accounting(
