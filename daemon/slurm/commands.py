@@ -11,7 +11,7 @@ from daemon import process
 from daemon.settings import Settings
 from daemon.slurm.calls import LIMIT, Answer, call
 from daemon.slurm.needs import Needs
-from daemon.slurm.script import OUTPUT
+from daemon.slurm.script import OF_THIS_HOST, OUTPUT
 from daemon.slurm.states import Sight
 from daemon.tally import Tally
 
@@ -23,8 +23,9 @@ _MIB = 1 << 20
 
 
 def environment(base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The commands': ours but no settings of another's job (`SBATCH_…`, `SLURM_…`) beside where the cluster is."""
-    return process.environment(base) | {name: base[name] for name in ("SLURM_CONF",) if name in base}
+    """The commands', and so a job's: a few harmless names of ours, and where the cluster is; no `SBATCH_…` of a user's."""
+    kept = {name: value for name, value in process.environment(base).items() if name not in OF_THIS_HOST}
+    return kept | {name: base[name] for name in ("SLURM_CONF",) if name in base}
 
 
 class Commands:
@@ -74,7 +75,8 @@ def arguments(name: str, folder: str, needs: Needs, settings: Settings) -> list[
 
     `--requeue`: where a node is lost or a job preempted Slurm itself runs it again, in its place in the queue.
     `singleton`: a second submission of the same job by mistake waits for the first one, and then finds its result.
-    `--export=NONE`: no variable of the daemon's goes along, secrets of its hooks among them.
+    `--export=ALL`, all of the few that `environment` gives to `sbatch`: for NONE or a list Slurm 22.05 runs the user's login
+    profile on the node first, and a profile that hangs delays the job for a minute, or holds it for ever.
     """
     slurm = settings.slurm
     wishes = {"--partition": slurm.partition, "--account": slurm.account, "--qos": slurm.qos}
@@ -92,7 +94,7 @@ def arguments(name: str, folder: str, needs: Needs, settings: Settings) -> list[
         "--dependency=singleton",
         "--requeue",
         "--open-mode=append",
-        "--export=NONE",
+        "--export=ALL",
         "--propagate=NONE",
         "--chdir=/",
         f"--output={folder.replace('%', '%%')}/{name}{OUTPUT}",

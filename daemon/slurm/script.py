@@ -16,7 +16,8 @@ from daemon import process
 NAME = re.compile(r"dcp2hf-(0|[1-9][0-9]{0,17})-[0-9a-f]{16}")
 EVENTS, RESULT, OUTPUT = ".events", ".result", ".output"
 """What stands after a job's name: the converter's event lines, its exit code, all else that it and Slurm print."""
-_OF_THIS_HOST = ("TMPDIR", "CREDENTIALS_DIRECTORY")
+OF_THIS_HOST = ("TMPDIR", "CREDENTIALS_DIRECTORY")
+"""Variables that mean nothing on a node."""
 _TEXT = """\
 #!/bin/sh
 # dcp2hf: one conversion. What it does is in the log of the daemon that submitted it.
@@ -49,7 +50,7 @@ def new_name(step: int) -> str:
 def text(name: str, folder: str, argv: Sequence[str], *, has_own_python: bool) -> str:
     """The script of the job `name`, whose files lie in `folder`; `argv` is the converter's command line.
 
-    Of the node's environment it keeps what a local conversion keeps of ours. With `has_own_python` the interpreter
+    Of the environment there it keeps what a local conversion keeps of ours. With `has_own_python` the interpreter
     has a dcp2hf of its own; else ours is found where it lies here.
     """
     fixed = {key: value for key, value in process.SET.items() if not (has_own_python and key == "PYTHONPATH")}
@@ -58,7 +59,7 @@ def text(name: str, folder: str, argv: Sequence[str], *, has_own_python: bool) -
         umask=_umask(),
         events=shlex.quote(f"{folder}/{name}{EVENTS}"),
         result=shlex.quote(f"{folder}/{name}{RESULT}"),
-        kept=" ".join(key for key in process.KEPT if key not in _OF_THIS_HOST),
+        kept=" ".join(key for key in process.KEPT if key not in OF_THIS_HOST),
         command=shlex.join(command),
     )
 

@@ -114,7 +114,12 @@ class Cluster:
         of_memory = _BY_KERNEL if self.limits_memory else _BY_POLLING
         history = _HISTORY if accounting else _NO_HISTORY
         text = (of_memory + history.format(lab=folder, port=history_port)) + _CONF.format(
-            lab=folder, host=socket.gethostname().partition(".")[0], port=port, node_port=node_port, node=self.node, forget=forget
+            lab=folder,
+            host=socket.gethostname().partition(".")[0],
+            port=port,
+            node_port=node_port,
+            node=self.node,
+            forget=forget,
         )
         (folder / "slurm.conf").write_text(text)
         (folder / "cgroup.conf").write_text(_CGROUP)

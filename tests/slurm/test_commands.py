@@ -34,7 +34,7 @@ def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_defaults_ask_for_one_node_no_gpu_nothing_of_ours_and_a_name_that_is_found() -> None:
     assert commands.arguments(NAME, "/shared/100%", NEEDS, Settings()) == [
         "--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--mem=3073M", "--time=16", "--gres=none", f"--job-name={NAME}",
-        "--dependency=singleton", "--requeue", "--open-mode=append", "--export=NONE", "--propagate=NONE", "--chdir=/",
+        "--dependency=singleton", "--requeue", "--open-mode=append", "--export=ALL", "--propagate=NONE", "--chdir=/",
         f"--output=/shared/100%%/{NAME}.output", "--parsable",
     ]  # fmt: skip
 
@@ -49,11 +49,18 @@ def test_every_key_of_the_table_is_an_argument_and_ours_come_last_so_that_they_h
 
 def test_the_commands_have_nothing_of_another_jobs_environment() -> None:
     environ = commands.environment(
-        {"PATH": "/bin", "SLURM_CONF": "/c", "SBATCH_PARTITION": "gpu", "SLURM_JOB_ID": "7", "SECRET_TOKEN": "x"}
+        {
+            "PATH": "/bin",
+            "SLURM_CONF": "/c",
+            "SBATCH_PARTITION": "gpu",
+            "SLURM_JOB_ID": "7",
+            "SECRET_TOKEN": "x",
+            "TMPDIR": "/private",
+        }
     )
 
     assert environ["SLURM_CONF"] == "/c"
-    assert not {"SBATCH_PARTITION", "SLURM_JOB_ID", "SECRET_TOKEN"} & environ.keys()
+    assert not {"SBATCH_PARTITION", "SLURM_JOB_ID", "SECRET_TOKEN", "TMPDIR"} & environ.keys()
 
 
 def test_the_queue_is_read_by_name_and_what_is_no_job_is_left_out(bin_folder: Path) -> None:
