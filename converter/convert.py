@@ -15,8 +15,9 @@ from converter.clock import Clock
 from converter.evidence import make_manifest
 from converter.export import Outcome
 from converter.hooks import Hooked
-from converter.lock import Lock, Owner
+from converter.lock import Lock
 from converter.move import Progress, move
+from converter.owners import Owner
 from converter.prover import Prover
 from converter.sinks import in_one, read_all, read_back
 from converter.source import (

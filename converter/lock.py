@@ -1,9 +1,9 @@
 """Owns the lock of a published name: one owner at a time, across processes and hosts, taken by whoever converts.
 
-Standard library only. The lock is a file made with O_EXCL (one winner on NFS v3 and v4.1, measured) in the folder
-that holds the published directory. Its owner touches it every HEARTBEAT seconds. It is stale when its owner is dead
-on this host, or when nothing changed in it for STALE seconds by our own monotonic clock: clocks of hosts are never
-compared. A loser's takeover cannot hurt a live owner for long: every owner looks again before it publishes.
+Standard library only. The lock is a file made with O_EXCL (one winner on NFS v3 and v4.1, measured) in the folder that
+holds the published directory. Its owner touches it every HEARTBEAT seconds. It is stale when its owner is dead on this
+host, or when nothing changed in it for STALE seconds by our own monotonic clock: clocks of hosts are never compared. A
+loser's takeover cannot hurt a live owner for long: every owner looks again before it publishes.
 """
 
 import contextlib
@@ -11,68 +11,20 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
 from converter import errors, layout
-from converter.files import REFUSED, parse_json, read_regular
+from converter.files import REFUSED
+from converter.owners import Owner, is_dead, read, started, this_host
 
 HEARTBEAT = 10.0
 STALE = 90.0
 POLL = 1.0
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who holds a lock. `host` tells processes apart that can be looked up from here: boot and PID namespace."""
-
-    token: str
-    host: str
-    pid: int
-    started: int
-    """Start time of the process in clock ticks since boot: a PID alone may be another process by now."""
-
-
-def _started(pid: int) -> int | None:
-    """Field 22 of /proc/<pid>/stat, or None if there is no such process (a zombie counts as none)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def this_host() -> str:
-    """Name, boot and PID namespace of this process."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
-
-
-def read(path: Path) -> Owner | None:
-    """The owner a lock names, or None while it is being written, or is none of ours (a pipe, a link …).
-
-    Raises FileNotFoundError, OSError.
-    """
-    try:
-        owner = Owner(**parse_json(read_regular(path, limit=4096)))
-    except (ValueError, TypeError):
-        return None
-    except OSError as error:
-        if error.errno not in REFUSED:
-            raise
-        return None
-    right = (type(owner.token), type(owner.host), type(owner.pid), type(owner.started)) == (str, str, int, int)
-    return owner if right else None
-
-
-def is_dead(owner: Owner) -> bool:
-    """Whether this owner ran where we can look, and runs no more."""
-    return owner.host == this_host() and _started(owner.pid) != owner.started
 
 
 class Lock:
@@ -90,7 +42,7 @@ class Lock:
         sleep: Callable[[float], None] = time.sleep,
     ):
         self.path = folder / layout.lock_name(step)
-        self.owner = Owner(layout.new_token(), this_host(), os.getpid(), _started(os.getpid()) or 0)
+        self.owner = Owner(layout.new_token(), this_host(), os.getpid(), started(os.getpid()) or 0)
         self._step, self._on_wait, self._sleep = step, on_wait, sleep
         self._stop = threading.Event()
         self._beat = threading.Thread(target=self._heartbeat, name="lock-heartbeat", daemon=True)
@@ -172,11 +124,15 @@ class Lock:
             except OSError:
                 if not os.path.lexists(aside):  # else its reply was lost: nobody else has this name
                     raise
-            if read(aside) != stale:
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, self.path)
-            with contextlib.suppress(OSError):  # then `sweep` removes it
-                os.unlink(aside)
+            is_stale = False
+            try:
+                is_stale = read(aside) == stale
+            finally:  # also what cannot be read is put back
+                if not is_stale:
+                    with contextlib.suppress(FileExistsError):
+                        os.link(aside, self.path)
+                with contextlib.suppress(OSError):  # then `sweep` removes it
+                    os.unlink(aside)
         return True
 
     def _heartbeat(self) -> None:

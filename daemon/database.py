@@ -67,7 +67,8 @@ Record = sqlite3.Row
 Failure = sqlite3.Error
 """What a statement raises where the ledger's disk is full or fails."""
 _DISK = {
-    sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PROTOCOL,  # the lock of its WAL cannot be had
 }  # fmt: skip
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -109,7 +110,7 @@ def open_for_writing(folder: Path) -> Connection:
 def error_kind(error: Exception) -> type[LedgerError]:
     """Which LedgerError an error of SQLite's, or of the system's, amounts to."""
     if isinstance(error, OSError):
-        return DiskFailure if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else LedgerError
+        return DiskFailure if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE) else LedgerError
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return DiskFailure if code in _DISK else LedgerDamaged if code in _DAMAGE else LedgerError
 

@@ -9,6 +9,9 @@ from daemon.messages import Answer, Config, Run, RunConfigFacts, Step
 from daemon.steptrack import SECOND_LOOK, Probe, StepTrack
 from daemon.voice import Voice
 
+TURNS = 5
+"""Rescans in which every published directory is entered once: a fifth of them each time, two thirds of a rescan's calls."""
+
 
 class RunTrack:
     """One run, from listing to listing."""
@@ -37,12 +40,14 @@ class RunTrack:
         """Something in it is to be believed at a second look only."""
         self._wanted: list[int] = []
         """Its steps that the configuration asks for, in order."""
+        self._rescans = 0
         self._open: set[int] = set()
         """Steps of which a later listing may say something else."""
 
     def look(self, folder: roots.Folder, below: roots.Folder | None, *, full: bool) -> None:
         """Looks at what a listing shows may have changed, or at everything; reports what is news."""
         now = self._voice.now()
+        self._rescans += full
         changed = full or self._again or folder is not self._folder or below is not self._below
         self._folder, self._below, self._again = folder, below, False
         if changed:
@@ -56,7 +61,7 @@ class RunTrack:
             track = self.steps[number]
             if full or number == newest or (track.is_open and not track.is_stalled(now)):
                 self._look_at_step(number)
-            self._report(number, full=full)
+            self._report(number, full=full and (number + self._rescans) % TURNS == 0)
 
     def look_at(self, number: int, *, full: bool = False) -> None:
         """Looks at one step and reports it if it is news."""

@@ -42,7 +42,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "auto"
     rescan_interval: Annotated[
         float,
-        Meta(gt=0, description="Time between two looks at everything, settled steps too.", extra=_ROOT_DURATION),
+        Meta(
+            gt=0,
+            description="Time between two looks at everything, settled steps too; into published directories at every fifth.",
+            extra=_ROOT_DURATION,
+        ),
     ] = 120.0
     scan_deadline: Annotated[
         float,

@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from converter.lock import STALE, Owner, is_dead
+from converter.lock import STALE
+from converter.owners import Owner, is_dead
 
 MOST = 1000
 """Locks that are kept in mind; past it all are forgotten, and looked at anew."""

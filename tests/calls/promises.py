@@ -37,6 +37,8 @@ def broken(place: Place, scenario: Scenario, fault: Fault, said: dict[str, Any])
         yield from (f"the older one was moved away: {call}" for call in said["touched"] if call.startswith("RENAME"))
     yield from (f"changed in place: {call}" for call in said["touched"] if not call.startswith("RENAME"))
     left = set(place.ours()) - set(original(place, scenario).ours())
+    if fault.mode == Mode.ALWAYS and fault.error in FULL and not scenario.exchanges:
+        left = {name for name in left if not name.endswith(".replaced")}  # all names fail: the only sure copy is kept
     if left and not _may_leave(fault, said, published=now == NEW[scenario.name]):
         yield f"left behind: {left} after {said.get('error', 'success')}"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import layout, manifest, storage
-from converter.lock import this_host
+from converter.owners import this_host
 from daemon import messages
 from daemon.messages import Answer, Config, Gone, Run, Said, Step, Unreachable, answer_of
 from daemon.probe import ProbeError

@@ -108,7 +108,7 @@ def lay_out(checkpoints: Path, out: Path) -> Place:
 
 def crash(place: Place, scenario: Scenario) -> None:
     """Leaves what an owner leaves that is killed between two renames: it ran on this host, as no process does now."""
-    from converter.lock import this_host
+    from converter.owners import this_host
 
     folder, number = place.folder(scenario), layout.step_number(place.step.name)
     assert number is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from converter import errors, layout, lock, manifest, publish
+from converter import errors, layout, lock, manifest, owners, publish
 from tests.build.cases import BY_NAME
 from tests.converter.editing import edit_json
 from tests.converter.running import Convert, Converted, Refused, ours, tree
@@ -90,7 +90,7 @@ def test_what_a_stranger_calls_our_staging_is_removed_and_nothing_that_it_points
 
 @anything
 def test_a_sweep_is_not_led_away_either(put: Put, victim: Path, tmp_path: Path) -> None:
-    dead = {"token": "t", "host": lock.this_host(), "pid": 2**22 + 1, "started": 1}
+    dead = {"token": "t", "host": owners.this_host(), "pid": 2**22 + 1, "started": 1}
     for name in (STAGING, REPLACED, f"{layout.lock_name(2)}.aside"):
         put(tmp_path / name, victim)
     (tmp_path / layout.lock_name(2)).write_text(json.dumps(dead))
@@ -103,9 +103,9 @@ def test_a_sweep_is_not_led_away_either(put: Put, victim: Path, tmp_path: Path) 
 @pytest.mark.parametrize("said", [{"pid": "../../evil"}, {"host": 3}, {"started": None}, {"token": []}], ids=str)
 def test_an_owner_that_no_lock_of_ours_names_is_nobody(said: dict[str, object], tmp_path: Path) -> None:
     """A pid that is a path would have a pipe of a stranger's read."""
-    owner = {"token": "t", "host": lock.this_host(), "pid": 1, "started": 1}
+    owner = {"token": "t", "host": owners.this_host(), "pid": 1, "started": 1}
     (tmp_path / "lock").write_text(json.dumps(owner | said))
-    assert lock.read(tmp_path / "lock") is None
+    assert owners.read(tmp_path / "lock") is None
 
 
 def test_a_link_in_the_place_of_the_folder_for_exports_is_refused(

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from converter import errors, layout, lock
-from converter.lock import Lock, Owner, is_dead, sweep, this_host
+from converter import errors, layout, lock, owners
+from converter.lock import Lock, sweep
+from converter.owners import Owner, is_dead, this_host
 
 NOBODY = 2**22 - 1
 """A process id past the kernel's default limit."""
@@ -40,7 +41,7 @@ def never(_: float) -> None:
 def test_a_lock_is_a_file_while_it_is_held_and_none_afterwards(tmp_path: Path) -> None:
     with Lock(tmp_path, 1) as held:
         assert [path.name for path in tmp_path.iterdir()] == [layout.lock_name(1)]
-        assert lock.read(held.path) == held.owner
+        assert owners.read(held.path) == held.owner
         held.check()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RuntimeError), Lock(tmp_path, 1):
@@ -67,7 +68,7 @@ def test_a_zombie_is_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     started = None
     while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        started = lock._started(child.pid) or started
+        started = owners.started(child.pid) or started
     assert is_dead(owner(pid=child.pid, started=started or 1))
     child.wait()
 
@@ -134,7 +135,7 @@ def test_an_owner_that_was_taken_over_is_told_and_removes_nothing(tmp_path: Path
         with pytest.raises(errors.LockLost) as caught:
             held.check()
         assert caught.value.retry == errors.Retry.BACKOFF
-    assert lock.read(tmp_path / layout.lock_name(1)) == other
+    assert owners.read(tmp_path / layout.lock_name(1)) == other
     with Lock(tmp_path, 2) as held:
         held.path.unlink()
         with pytest.raises(errors.LockLost):
@@ -145,7 +146,7 @@ def test_a_takeover_that_finds_another_lock_than_it_saw_leaves_it(tmp_path: Path
     live = owner(token="4" * 16)
     path = leave(tmp_path, live)
     Lock(tmp_path, 1)._take_over(owner(token="5" * 16, pid=NOBODY))
-    assert lock.read(path) == live
+    assert owners.read(path) == live
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
@@ -158,7 +159,23 @@ def test_a_takeover_that_moved_another_lock_than_it_saw_puts_it_back(
     monkeypatch.setattr(lock, "read", lambda path: next(seen))
     Lock(tmp_path, 1)._take_over(dead)
     monkeypatch.undo()
-    assert lock.read(path) == live
+    assert owners.read(path) == live
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_was_moved_and_cannot_be_read_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = owner(token="5" * 16, pid=NOBODY)
+    path = leave(tmp_path, dead)
+
+    def fail_aside(found: Path) -> Owner | None:
+        if found != path:
+            raise OSError(errno.EIO, "Input/output error")
+        return owners.read(found)
+
+    monkeypatch.setattr(lock, "read", fail_aside)
+    with pytest.raises(OSError, match="Input/output"):
+        Lock(tmp_path, 1)._take_over(dead)
+    assert owners.read(path) == dead
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
@@ -244,7 +261,7 @@ def test_a_lock_that_is_written_in_pieces_names_its_owner(tmp_path: Path, monkey
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, said: write(fd, said[:7]))
     with Lock(tmp_path, 1) as held:
-        assert lock.read(held.path) == held.owner
+        assert owners.read(held.path) == held.owner
 
 
 def test_a_lock_whose_last_bytes_did_not_reach_the_disk_is_taken_away(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from daemon.database import NAME, LedgerError
+from daemon.database import NAME, DiskFailure, LedgerError, error_kind
 from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.records import Outcome, State
@@ -169,3 +171,11 @@ def test_calls_of_hooks_survive_a_state_dir_that_fails_and_are_not_made_twice(
     on_disk = Ledger.open(tmp_path)
     assert on_disk.due(["/r"], 2.0) == [meanwhile]
     assert not on_disk.note_non_finite(row(10), tensors=1, nan=2, inf=0, now=3.0)
+
+
+def test_a_lock_of_the_ledger_that_cannot_be_had_and_a_stale_handle_are_failures_of_its_disk() -> None:
+    lock = sqlite3.OperationalError("locking protocol")  # what SQLite says where fcntl fails on the index of a WAL
+    lock.sqlite_errorcode = sqlite3.SQLITE_PROTOCOL
+
+    assert error_kind(lock) is DiskFailure
+    assert error_kind(OSError(errno.ESTALE, "Stale file handle")) is DiskFailure

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from converter import layout, lock
+from converter import layout, lock, owners
 from daemon import sightings
 from daemon.sightings import Sightings
 
@@ -22,7 +22,7 @@ class Seen:
 
     def is_stale(self, after: float = 0.0) -> bool:
         self.now += after
-        return self._sightings.is_stale(self.path, lock.read(self.path))
+        return self._sightings.is_stale(self.path, owners.read(self.path))
 
 
 def leave(folder: Path, step: int = 10, **changes: object) -> Path:
@@ -59,7 +59,7 @@ def test_a_heartbeat_or_another_owner_begins_the_time_anew(tmp_path: Path) -> No
 
 
 def test_a_dead_owner_that_can_be_looked_up_is_not_waited_for(tmp_path: Path) -> None:
-    here = lock.this_host()
+    here = owners.this_host()
     assert Seen(leave(tmp_path, host=here, pid=2**22 - 1)).is_stale()
 
 
@@ -76,7 +76,7 @@ def test_what_is_kept_in_mind_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     known = Sightings(lambda: 0.0)
     for step in range(5):
         path = leave(tmp_path, step)
-        assert not known.is_stale(path, lock.read(path))
+        assert not known.is_stale(path, owners.read(path))
         assert len(known._seen) <= 2
 
 

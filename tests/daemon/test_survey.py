@@ -315,6 +315,21 @@ def test_a_published_directory_that_is_removed_is_missed_at_the_second_look(make
     assert [m.published for m in look.scan(1.0) if isinstance(m, Step)] == [()]
 
 
+def test_every_published_directory_is_entered_again_within_five_rescans(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("a", 9, 10)
+    for step in (9, 10):
+        (run / f"step-{step}-hf").mkdir()
+    look = Look(tmp_path / "root")
+    look.scan()
+    for step in (9, 10):
+        (run / f"step-{step}-hf" / "notes.txt").write_text("mine")
+
+    changed = [[m.step for m in look.scan(121.0) if isinstance(m, Step)] for _ in range(5)]
+
+    assert sorted(step for turn in changed for step in turn) == [9, 10]
+    assert max(map(len, changed)) == 1
+
+
 def test_what_a_dead_owner_left_is_swept_and_a_rehearsal_sweeps_nothing(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("a", 10)
     left = run / ".dcp2hf-10.0123456789abcdef.staging"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from converter import layout, lock
+from converter import layout, lock, owners
 from tests.build.cases import BY_NAME
 from tests.end_to_end.conftest import ours
 from tests.labs.here import contents, converted_here
@@ -127,7 +127,7 @@ def test_the_step_of_a_host_that_lost_power_is_taken_over_by_the_other_and_publi
     root.save(REMOTE, 2)
     wait_until(lambda: grows(root), PATIENCE)
     (name,) = (name for name in ours(root.exported) if name.endswith(".lock"))
-    owner = lock.read(root.exported / name)
+    owner = owners.read(root.exported / name)
     assert owner is not None
     lost, left = (hosts.one, hosts.other) if owner.host.startswith("guest1/") else (hosts.other, hosts.one)
     lost.guest.lose_power()

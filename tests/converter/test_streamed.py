@@ -1,0 +1,33 @@
+"""A streamed layer holds blocks of its weight, never the weight: as a fresh process with the prover's heap sees it."""
+
+import subprocess
+import sys
+
+_PASS = """
+import resource
+from converter.heap import keep_blocks
+keep_blocks()
+import numpy
+import torch
+from converter import streamed
+
+class Made:
+    rows, columns = 151_936, 1024
+    def read(self, first, last, matrix=0):
+        raw = numpy.empty((last - first) * self.columns * 4, numpy.uint8)
+        raw.view(numpy.float32)[:] = 0.5
+        return torch.from_numpy(raw).view(torch.float32).view(-1, self.columns).to(torch.bfloat16).float()
+
+torch.set_num_threads(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with torch.inference_mode():
+    out = streamed.linear(torch.ones(1, 16, Made.columns), Made())
+assert out.shape == (1, 16, Made.rows) and bool((out == Made.columns / 2).all())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_head_of_151_936_rows_takes_its_output_and_a_few_blocks() -> None:
+    ran = subprocess.run([sys.executable, "-c", _PASS], capture_output=True, text=True, check=True)
+
+    assert 5 <= int(ran.stdout) < 64, f"{ran.stdout.strip()} MB: its weight is 594 MB in float32, its output 9"
