@@ -47,7 +47,7 @@ class SlurmRunner:
         return JobAttempt(order, self._ledger, self._cluster, left, clock=self._clock)
 
     def let_go(self, is_wanted: IsWanted) -> None:
-        """Cancels jobs that were left and that nobody wants."""
+        """Cancels jobs that were left and that nobody wants any more, be it that they published the step."""
         for key, job in list(self._left.items()):
             if is_wanted(job.root, job.path, job.save_id) is False:
                 del self._left[key]
@@ -68,6 +68,6 @@ class SlurmRunner:
         if problem:
             self._left.setdefault((job.path, job.save_id), job)  # asked again
             return
-        self._ledger.note_job(msgspec.structs.replace(job, ended=self._clock(), ending=str(Ending.OUTDATED)))
+        self._ledger.note_job(msgspec.structs.replace(job, ended=self._clock(), ending=str(Ending.UNNEEDED)))
         self._cluster.discard(job.name, job.folder)
-        log.info("job_cancelled", message="nobody wants it: its step was purged, saved again or converted otherwise")
+        log.info("job_let_go", message="it is needed no longer: its step is published, purged or saved again")

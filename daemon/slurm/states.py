@@ -46,7 +46,9 @@ class Ending(StrEnum):
     SILENT = "silent"
     """It made no progress: cancelled by us."""
     OUTDATED = "outdated"
-    """The step was purged or saved again, or is wanted no longer: cancelled by us."""
+    """The step was purged or saved again: cancelled by us."""
+    UNNEEDED = "unneeded"
+    """An earlier life left it, and its step is published, purged or saved again: cancelled by us, if it was not over."""
     STOPPED = "stopped"
     """Cancelled by us at a stop (`cancel_on_stop`)."""
 
