@@ -199,12 +199,16 @@ class Cluster:
         self._end(self.node)
         self.run("scontrol", "update", f"nodename={self.node}", "state=down", "reason=power")
 
+    def mend_node(self) -> None:
+        """What an administrator does with a node that the controller took out of use (drained, down); nothing to one in use."""
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self.run("scontrol", "update", f"nodename={self.node}", "state=resume")
+
     def boot_node(self) -> None:
         """The node comes up."""
         inside = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc", "--uts", "--propagation", "slave"]
         self._begin(self.node, *inside, "/bin/sh", "-c", _NODE, str(self._lab), self.node)
-        with contextlib.suppress(subprocess.CalledProcessError):  # it was not down
-            self.run("scontrol", "update", f"nodename={self.node}", "state=resume")
+        self.mend_node()
         self._wait(lambda: set(self.run("sinfo", "-h", "-N", "-o", "%t").split()) <= {"idle", "mix", "alloc"})
 
     # Processes
