@@ -5,7 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 DEMO ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-slow faults soak fuzz bench manual lint venv clean
+.PHONY: run test test-slow faults soak fuzz bench manual lint venv wheel clean
 
 venv: $(VENV)/.installed
 
@@ -56,6 +56,12 @@ bench: venv
 manual: venv
 	$(BIN)/python -m manual
 
+# A release, in dist/: the wheel and the versions of all that an installation brings. Needs pip, no virtual environment.
+wheel:
+	rm -rf build dist
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	cp constraints.txt dist/
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,4 +69,4 @@ lint: venv
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -215,7 +215,10 @@ def _steps(path: Path) -> tuple[list[Path], bool]:
         if (number := layout.step_number(entry.name)) is not None and entry.is_dir() and not entry.is_symlink()
     )
     if not found:
-        print(errors.printable(f"nothing to convert: {path} holds no step-<number> directory"), file=sys.stderr)
+        why = f"{path} holds no step-<number> directory"
+        if layout.published_step(path.name) is not None:
+            why = f"{path} is a published directory; `dcp2hf verify {path}` checks it"
+        print(errors.printable(f"nothing to convert: {why}"), file=sys.stderr)
         _exit(EXIT_NOTHING)
     return [entry for _, entry in found], False
 

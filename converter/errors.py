@@ -222,7 +222,7 @@ def from_oserror(error: OSError, path: str | os.PathLike[str] | None = None) -> 
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return MachineFailure(
-            f"not allowed ({said})", path=where, hint="give the converting user the rights (see README, permissions)"
+            f"not allowed ({said})", path=where, hint="give the converting user the rights (docs/operators.md, Rights)"
         )
     return MachineFailure(
         f"the file system failed ({said})", path=where, hint="look at the mount and its server; it is tried again"

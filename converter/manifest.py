@@ -18,7 +18,7 @@ from converter.files import CONFIG_LIMIT, REFUSED, parse_json, read_regular, wri
 FORMAT = 1
 DEEPEST = 16
 """Folders below one another that what was added may lie in."""
-_SEAL = "manifest_sha256"
+SEAL = "manifest_sha256"
 """Of the manifest without this key."""
 ASSET_NAMES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
@@ -79,7 +79,7 @@ def as_dict(manifest: Manifest) -> dict[str, Any]:
 
 
 def _sealed(said: dict[str, Any]) -> bytes:
-    return _dump(said | {_SEAL: hashlib.sha256(_dump(said)).hexdigest()})
+    return _dump(said | {SEAL: hashlib.sha256(_dump(said)).hexdigest()})
 
 
 def _dump(said: dict[str, Any]) -> bytes:
@@ -90,7 +90,7 @@ def is_intact(directory: Path) -> bool:
     """Whether every byte of a manifest that `read` can read is as it was written."""
     payload = read_regular(directory / layout.MANIFEST, limit=CONFIG_LIMIT)
     said = parse_json(payload)
-    said.pop(_SEAL, None)
+    said.pop(SEAL, None)
     return _sealed(said) == payload
 
 
@@ -105,7 +105,7 @@ def read(directory: Path) -> Manifest | None:
         said = parse_json(read_regular(directory / layout.MANIFEST, limit=CONFIG_LIMIT))
         if said.pop("format") != FORMAT:
             return None
-        said.pop(_SEAL, None)
+        said.pop(SEAL, None)
         entries = {
             key: {name: FileEntry(**entry) for name, entry in said.pop(key).items()} for key in ("files", "added")
         }

@@ -16,6 +16,7 @@ from typing import IO, Any
 from converter import checkpoint, errors
 from converter.exports import FLOATS
 from converter.files import CONFIG_LIMIT, parse_json, read_regular
+from converter.heap import give_back
 from converter.manifest import ASSET_NAMES
 from converter.recorded import LIMIT
 from converter.run_config import RunConfig
@@ -128,7 +129,7 @@ class Prover:
     def tokenizer(self, directory: str, where: str) -> dict[str, Any]:
         """Loads the tokenizer in `directory`, copied from `where`; answers its length, added tokens and special ids."""
         try:
-            loaded, ids = _load_tokenizer(Path(directory))
+            said = _read_tokenizer(Path(directory))
         except Exception as error:  # a tokenizer's files can make it raise anything; nothing of them is quoted
             if not self.whole:
                 raise LeftOut(f"the tokenizer ({type(error).__name__})") from None
@@ -139,13 +140,8 @@ class Prover:
                 path=where,
                 hint="name the right folder with --tokenizer",
             ) from None
-        added = sorted(loaded.get_added_vocab().values())
-        return {
-            "length": len(loaded),
-            "added": added,
-            "highest": max(ids),
-            "special": {name: getattr(loaded, f"{name}_token_id") for name in ("bos", "eos", "pad")},
-        }
+        give_back()  # a third of all that this process holds, and nothing later needs it
+        return said
 
     def train(self, token_ids: list[int]) -> dict[str, Any]:
         """Begins TorchTitan's forward pass over the checkpoint, beside the export and HF's pass."""
@@ -206,13 +202,18 @@ def check_architecture(base: dict[str, Any], run: dict[str, Any], architecture: 
     return differs
 
 
-def _load_tokenizer(directory: Path) -> tuple[Any, set[int]]:
-    """The tokenizer and its ids. Libraries hide what the file system said: raises OSError if it says so again."""
+def _read_tokenizer(directory: Path) -> dict[str, Any]:
+    """What it says of itself. Libraries hide what the file system said: raises OSError if it says so again."""
     from transformers import AutoTokenizer
 
-    def load() -> tuple[Any, set[int]]:
+    def load() -> dict[str, Any]:
         loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        return loaded, {-1, *loaded.get_vocab().values()}
+        return {
+            "length": len(loaded),
+            "added": sorted(loaded.get_added_vocab().values()),
+            "highest": max(loaded.get_vocab().values(), default=-1),
+            "special": {name: getattr(loaded, f"{name}_token_id") for name in ("bos", "eos", "pad")},
+        }
 
     try:
         return load()

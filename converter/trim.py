@@ -1,10 +1,10 @@
 """Owns what the proving process leaves out of its imports: compilers, sharding, training, operators taken apart.
 
-Importing torchtitan and transformers takes 4.3 s of processor time after torch's 1.5, and 3.0 of them, and 0.5 of torch's,
-go to modules of which nothing is called here: torch._dynamo and _inductor, sympy, decompositions and meta kernels written
-in Python, DCP, pipelining, and a scan of every model folder of transformers (torch 2.13.0, torchtitan 0.3.0, transformers
-5.23.0; docs/performance.md). Stand-ins lie in their place; whatever of them is called raises LeftOut, and the process
-begins again with everything imported (`prove`).
+Importing torchtitan and transformers takes 4.3 s of processor time after torch's 1.5, and 3.6 of them, and 0.5 of torch's,
+go to modules of which nothing is called here: torch._dynamo and _inductor, sympy, triton (70 MB), decompositions and meta
+kernels written in Python, DCP, FSDP, pipelining, quantizers, HTTP, and a scan of every model folder of transformers (torch
+2.13.0, torchtitan 0.3.0, transformers 5.23.0; docs/performance.md). Stand-ins lie in their place; whatever of them is
+called raises LeftOut, and the process begins again with everything imported (`prove`).
 """
 
 import sys
@@ -16,23 +16,37 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 NAMES = (
+    "PIL",
+    "httpx",
+    "jinja2",
     "torch._decomp",
     "torch._dynamo",
     "torch._inductor",
     "torch._meta_registrations",
+    "torch._native",
     "torch._prims",
     "torch._refs",
+    "torch.ao",
+    "torch.distributed._composable",
     "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
     "torch.distributed.pipelining",
     "torch.distributed.tensor._ops",
+    "torch.distributed.tensor.experimental",
+    "torch.distributions",
     "torch.export",
     "torch.fx.experimental.symbolic_shapes",
+    "torch.utils.data",
+    "torchgen",
     "torchtitan.components.optimizer",
+    "torchtitan.config.manager",
     "torchtitan.distributed.compile",
     "torchtitan.distributed.minimal_async_ep",
     "torchtitan.distributed.pipeline_parallel",
     "torchtitan.models.qwen3.parallelize",
     "transformers.generation.continuous_batching",
+    "transformers.quantizers",
+    "triton",
 )
 """Modules, and all below them."""
 MODEL_FOLDERS = ("auto", "qwen2", "qwen3", "qwen3_moe")

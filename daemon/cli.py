@@ -6,8 +6,6 @@ argparse, and what only `status` needs is imported there: a daemon keeps every i
 import argparse
 import asyncio
 import os
-import shlex
-import shutil
 import signal
 import sys
 import time
@@ -15,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from converter.columns import allow_any_character
-from daemon import config, mounts, units
+from converter.errors import printable
+from daemon import config
 from daemon.config import SettingsError
 from daemon.database import LedgerError
-from daemon.keys import HOOKS
 from daemon.ledger import Ledger
 from daemon.settings import Settings
 
@@ -171,41 +169,13 @@ def _retry(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from daemon import check
+
     loaded = config.load(config=options.config)
     folder = config.state_dir(loaded)
-    print(f"state_dir: {folder} ({mounts.of(str(folder)).type})")
-    print(f"workers: {loaded.workers}")
     if not loaded.roots:
         print(f"dcp2hfd: {_EXAMPLE}", file=sys.stderr)
         return USAGE
-    for root in loaded.roots:
-        here = loaded.for_root(root)
-        uses = here.observer
-        if uses == "auto":
-            uses = "inotify" if mounts.has_events(root) else "polling"
-        print(f"root: {root} ({mounts.of(root).type}: {uses}, listed every {units.show_duration(here.poll_interval)})")
-        print(
-            f"  runs up to {here.max_depth} folders below, {here.order} step first, output {here.output}, dtype {here.dtype}"
-        )
-        for name in HOOKS:
-            if argv := getattr(here, name):
-                print(f"  {name}: {argv[0]}{'' if shutil.which(argv[0]) else ' (not found, or not to be run)'}")
-        if here.runner == "slurm":
-            _check_jobs(here)
-        if loaded.root.get(root):
-            print(f"  of its own: {', '.join(sorted(loaded.root[root]))}")
-    print("the configuration is valid; `dcp2hfd run --dry-run` says what it would do to each step")
+    for line in check.report(loaded, folder):
+        print(printable(line))
     return 0
-
-
-def _check_jobs(here: Settings) -> None:
-    """What a job would ask for, and what is missing on this host."""
-    from daemon.slurm import commands, needs
-
-    asked = commands.arguments("dcp2hf-N-…", here.slurm.shared, needs.reckon(0, here), here)
-    print(f"  a job of a small step: sbatch {shlex.join(asked)}")
-    for name in ("sbatch", "squeue", "scancel"):
-        if not shutil.which(name):
-            print(f"  {name}: not found, or not to be run")
-    if not os.path.isdir(here.slurm.shared):
-        print(f"  slurm.shared: {here.slurm.shared} is not there")

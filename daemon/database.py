@@ -134,6 +134,7 @@ def in_memory() -> Connection:
 def open_for_reading(folder: Path) -> Connection | None:
     """The ledger in `folder` for reading only, whether or not a daemon has it open; None if there is none.
 
+    One of an older release is read as a copy in memory that is brought up to date: its daemon has not been restarted yet.
     Never creates a file beside it: as root that would shut out the service's own user. Raises LedgerError.
     """
     path = folder / NAME
@@ -145,10 +146,13 @@ def open_for_reading(folder: Path) -> Connection | None:
     try:
         try:
             db = sqlite3.connect(f"file:{quoted}?{mode}", uri=True, isolation_level=None, timeout=PATIENCE)
-            _check_version(db, path)
+            version = _check_version(db, path)
         except sqlite3.OperationalError:
             db = _copy(path)
-            _check_version(db, path)
+            version = _check_version(db, path)
+        if version < len(MIGRATIONS):
+            db = _in_memory(db)
+            _migrate(db, path)
     except (OSError, sqlite3.Error) as error:
         raise LedgerError(f"the ledger cannot be read: {path}: {error}") from None
     return db
@@ -167,12 +171,7 @@ def written(folder: Path) -> tuple[tuple[int, int], ...]:
 def open_for_rehearsal(folder: Path) -> Connection:
     """A copy in memory of the ledger in `folder` (empty if there is none): nothing written to it lasts."""
     found = open_for_reading(folder)
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    if found is not None:
-        found.backup(db)
-        found.close()
-    _migrate(db, folder / NAME)
-    return db
+    return in_memory() if found is None else _in_memory(found)
 
 
 @contextlib.contextmanager
@@ -206,6 +205,14 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
             for statement in filter(str.strip, MIGRATIONS[version].split(";")):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {version + 1}")
+
+
+def _in_memory(found: sqlite3.Connection) -> sqlite3.Connection:
+    """A copy in memory; the connection it is made from is closed."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    found.backup(db)
+    found.close()
+    return db
 
 
 def _use_wal(db: sqlite3.Connection) -> None:

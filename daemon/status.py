@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from converter.columns import columns
 from converter.errors import printable
@@ -12,30 +12,32 @@ from daemon import database, units
 from daemon.jobbook import Job
 from daemon.ledger import Ledger
 from daemon.records import Row, State
+from daemon.reports import JobReport, Report, RunReport, StepReport
 
 HEAD = ("step", "state", "attempts", "took", "size", "what")
 
 
 def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
-    """The whole status as JSON: `{"state_dir", "daemons": […], "runs": [{"root", "run", "path", "steps": [{…}]}]}`.
+    """The whole status as JSON, a `reports.Report`. Times are ISO 8601 UTC, sizes bytes, durations seconds.
 
-    Times are ISO 8601 UTC, sizes bytes, durations seconds. A step that a dead daemon left `running` is pending.
+    A step that a dead daemon left `running` is pending.
     """
-    runs: dict[str, dict[str, Any]] = {}
+    runs: dict[str, RunReport] = {}
     daemons = ledger.daemons() if ledger is not None else []
     attempts = ledger.last_attempts() if ledger is not None else {}
     jobs = ledger.last_jobs() if ledger is not None else {}
     for row in ledger.rows() if ledger is not None else ():
         run = runs.setdefault(row.run, {"root": row.root, "run": row.run_name, "path": row.run, "steps": []})
         run["steps"].append(_step(row, attempts.get(row.path, {}), jobs.get(row.path), bool(daemons)))
-    return {
+    made: Report = {
         "state_dir": str(folder),
-        "daemons": [daemon | {"since": units.utc(daemon["since"])} for daemon in daemons],
-        "runs": sorted(runs.values(), key=lambda run: str(run["path"])),
+        "daemons": [{"pid": d["pid"], "since": units.utc(d["since"]), "what": d["what"]} for d in daemons],
+        "runs": sorted(runs.values(), key=lambda run: run["path"]),
     }
+    return cast(dict[str, Any], made)
 
 
-def _step(row: Row, attempt: dict[str, Any], job: Job | None, is_running: bool) -> dict[str, Any]:
+def _step(row: Row, attempt: dict[str, Any], job: Job | None, is_running: bool) -> StepReport:
     event = attempt.get("event", {})
     state = State.PENDING if row.state == State.RUNNING and not is_running else row.state
     return {
@@ -59,7 +61,7 @@ def _step(row: Row, attempt: dict[str, Any], job: Job | None, is_running: bool) 
     }
 
 
-def _job(job: Job) -> dict[str, Any]:
+def _job(job: Job) -> JobReport:
     """The last Slurm job of a step; `ended` is null while it waits or runs, whether or not a daemon follows it."""
     return {
         "id": job.id or None,

@@ -1,8 +1,8 @@
-"""`make manual`: writes `share/`, as an installation has it below its prefix."""
+"""`make manual`: writes `share/`, as an installation has it below its prefix, and docs/schemas."""
 
 from pathlib import Path
 
-from manual import bash, fish, man, prose, zsh
+from manual import bash, fish, man, prose, schemas, zsh
 from manual.commands import PROGRAMS
 
 SHARE = Path(__file__).parents[1] / "share"
@@ -21,6 +21,7 @@ def files() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for name, text in files().items():
-        (SHARE / name).parent.mkdir(parents=True, exist_ok=True)
-        (SHARE / name).write_text(text)
+    for folder, made in ((SHARE, files()), (schemas.DOCS / "schemas", schemas.files())):
+        for name, text in made.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)

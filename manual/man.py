@@ -29,6 +29,7 @@ def page(program: Program) -> str:
             lines += [".TP", _heading(option), _text(_help(option))]
     if about.has_keys:
         lines += [".SH CONFIGURATION", _text(prose.KEYS), *_keys()]
+    lines += ['.SH "HOOKS"', "\n.PP\n".join(map(_text, about.hooks))]
     for title, rows in (("EXIT STATUS", about.exits), ("ENVIRONMENT", about.environment), ("FILES", about.files)):
         lines += [f'.SH "{title}"']
         for term, meaning in rows.items():

@@ -18,12 +18,14 @@ class Page:
     files: dict[str, str]
     examples: dict[str, str]
     see: str
+    hooks: tuple[str, ...]
     has_keys: bool = False
 
 
 _NO_COLOR = "Where it is set and not empty, nothing is coloured."
 DATE = "2026-11-24"
 """When these words last changed."""
+DOCUMENTS = "share/doc/dcp2hf/docs below the prefix it is installed in"
 KEYS = (
     'TOML. Each key has a twin DCP2HF_KEY in the environment (lists as JSON); keys marked "per root" may stand in a '
     'table [root."/path"]. An unknown key is an error. SIGHUP reloads.'
@@ -56,6 +58,13 @@ PAGES = {
             "dcp2hf verify RUN/checkpoint/step-1800": "Is step-1800-hf exactly what its checkpoint gives?",
         },
         see="dcp2hfd",
+        hooks=(
+            "--before-publish and --sign take a command as JSON: a list of words that no shell reads. It runs in the staging "
+            "directory when every check has passed, and is given facts in HOOK_... variables and as JSON on stdin.",
+            "What --before-publish leaves there is published too, and listed in the manifest under added; --sign, last, leaves "
+            "model.sig and nothing else. If one fails, changes a file of the export or takes longer than --hook-timeout, "
+            f"nothing is published. All rules: hooks.md, in {DOCUMENTS}.",
+        ),
     ),
     "dcp2hfd": Page(
         section=8,
@@ -86,6 +95,14 @@ PAGES = {
             "dcp2hfd retry /checkpoints/run/checkpoint/step-1800": "Forget the failures of a step and try again.",
         },
         see="dcp2hf",
+        hooks=(
+            "before_publish and sign run in the converter, before a step is published, as dcp2hf(1) says. on_success and "
+            "on_failure run beside conversions, which they neither delay nor fail: each is told of every step at least once, "
+            "whoever dies meanwhile, and the same thing has the same HOOK_KEY each time. A call that fails is made again, "
+            "twelve times in all.",
+            "Each is a list of words that no shell reads, is given facts in HOOK_... variables and as JSON on stdin, and is "
+            f"killed after hook_timeout. All rules: hooks.md, in {DOCUMENTS}.",
+        ),
         has_keys=True,
     ),
 }

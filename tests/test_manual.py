@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from converter import cli
-from manual import prose
+from daemon import keys
+from manual import prose, schemas
 from manual.__main__ import SHARE, files
 from manual.commands import Program, dcp2hf, dcp2hfd
 
@@ -41,6 +44,14 @@ def test_what_is_committed_is_what_the_parsers_say() -> None:
     assert found == files(), "make manual"
 
 
+def test_the_schemas_are_what_the_code_says() -> None:
+    found = {path.name: path.read_text() for path in (REPOSITORY / "docs/schemas").glob("*.json")}
+
+    assert found == schemas.files(), "make manual"
+    for text in found.values():
+        Draft202012Validator.check_schema(json.loads(text))
+
+
 @pytest.mark.parametrize("program", [dcp2hf(), dcp2hfd()], ids=lambda program: program.name)
 def test_every_command_and_option_is_in_page_and_completions(program: Program) -> None:
     made = files()
@@ -54,6 +65,14 @@ def test_every_command_and_option_is_in_page_and_completions(program: Program) -
         assert completed(program.name, command.name, "-") == names
         assert all(f"'{name}[" in made[f"zsh/site-functions/_{program.name}"].replace("'*-", "'-") for name in names)
     assert completed(program.name, "") == {command.name for command in program.commands}
+
+
+def test_each_page_says_what_its_hooks_may_do() -> None:
+    made = {name.rpartition("/")[2]: text.replace("\\-", "-") for name, text in files().items()}
+    said = {name: made[name].partition('.SH "HOOKS"')[2].partition(".SH")[0] for name in ("dcp2hf.1", "dcp2hfd.8")}
+
+    assert all(name in said["dcp2hf.1"] for name in ("--before-publish", "--sign", "--hook-timeout"))
+    assert all(key in said["dcp2hfd.8"] for key in keys.HOOKS)
 
 
 def test_bash_completes_choices_folders_and_files(tmp_path: Path) -> None:
@@ -91,8 +110,7 @@ def test_pages_are_clean(page: Path, checker: str) -> None:
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
 
 
-def test_exit_statuses_of_the_page_are_those_of_the_readme_and_the_code() -> None:
-    table = (REPOSITORY / "README.md").read_text().partition("| exit code | meaning |")[2].partition("\n\n")[0]
+def test_exit_statuses_of_the_page_are_those_of_the_code() -> None:
     codes = {getattr(cli, name) for name in vars(cli) if name.startswith("EXIT_")}
 
-    assert set(re.findall(r"^\| (\d+) \|", table, re.M)) == set(prose.PAGES["dcp2hf"].exits) == set(map(str, codes))
+    assert set(prose.PAGES["dcp2hf"].exits) == set(map(str, codes))

@@ -213,6 +213,18 @@ def test_inspect_says_what_is_in_a_step_and_whether_it_is_whole(run: Path, dcp2h
     assert "__0_0.distcp is missing" in dcp2hf("inspect", run)[1]
 
 
+@pytest.mark.parametrize("command", [("inspect",), ("convert", "--dcp-path")])
+def test_a_published_directory_is_no_step_and_verify_is_named(
+    tmp_path: Path, dcp2hf: Command, command: tuple[str, ...]
+) -> None:
+    published = tmp_path / "step-2-hf"
+    published.mkdir()
+    code, out, said = dcp2hf(*command, published)
+
+    assert (code, out) == (3, "")
+    assert f"`dcp2hf verify {published}`" in said
+
+
 def test_a_run_whose_name_is_no_text_is_converted_and_said(
     copy_run: Callable[..., Path], tmp_path: Path, dcp2hf: Command
 ) -> None:

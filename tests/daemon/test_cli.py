@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from daemon import check
 from daemon.ledger import Ledger
 from daemon.messages import Answer
 from daemon.records import Outcome, State
@@ -183,6 +185,31 @@ def test_check_says_what_it_would_do(tmp_path: Path) -> None:
     assert "sign: /none/sign (not found" in said.stdout
     assert "s3cret" not in said.stdout
     assert not (tmp_path / "state").exists()
+
+
+def test_check_names_roots_that_cannot_be_watched_now_and_accepts_them_as_mounts_to_come(tmp_path: Path) -> None:
+    config = tmp_path / "dcp2hf.toml"
+    (tmp_path / "file").touch()
+    (tmp_path / "here").mkdir()
+    config.write_text('roots = ["later", "file", "here"]\nstate_dir = "state"')
+    said = dcp2hfd("check", "--config", str(config))
+    roots = {Path(part.split()[0]).name: part for part in said.stdout.split("root: ")[1:]}
+
+    assert said.returncode == 0
+    assert "warning: not there now (a mount that is not up yet?)" in roots["later"]
+    assert "warning: not a folder" in roots["file"]
+    assert "warning" not in roots["here"]
+    assert "valid, but 2 of 3 roots cannot be watched now" in said.stdout
+
+
+def test_check_gives_up_on_a_root_whose_mount_hangs() -> None:
+    hangs = threading.Event()
+    try:
+        said = check.problem_of("/r", patience=0.1, listing=lambda _: hangs.wait())
+    finally:
+        hangs.set()
+
+    assert said.startswith("no answer within")
 
 
 def test_check_refuses_what_run_would_refuse(tmp_path: Path) -> None:

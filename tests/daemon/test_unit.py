@@ -14,15 +14,22 @@ SYSTEMD = Path(__file__).parents[2] / "systemd"
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
 
 
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
-    """The unit with an interpreter that exists here, as `verify` wants it."""
-    text = (SYSTEMD / "dcp2hfd.service").read_text()
-    (tmp_path / "dcp2hfd.service").write_text(text.replace("/opt/dcp2hf/bin/dcp2hfd", sys.executable))
-    return tmp_path / "dcp2hfd.service"
+UNITS = ("dcp2hfd.service", "dcp2hfd@.service")
 
 
-def test_the_unit_is_accepted_without_a_word(unit: Path) -> None:
+@pytest.fixture(params=UNITS)
+def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A unit with an interpreter that exists here, as `verify` wants it, and its drop-in; of the template, an instance."""
+    text = (SYSTEMD / request.param).read_text()
+    made = tmp_path / request.param.replace("@", "@train")
+    made.write_text(text.replace("/opt/dcp2hf/bin/dcp2hfd", sys.executable).replace("%i", "train"))
+    drop_in = tmp_path / f"{made.name}.d/site.conf"
+    drop_in.parent.mkdir()
+    shutil.copy(SYSTEMD / "site.conf", drop_in)
+    return made
+
+
+def test_the_units_and_their_drop_in_are_accepted_without_a_word(unit: Path) -> None:
     said = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
 
     assert (said.returncode, said.stdout, said.stderr) == (0, "", ""), (
@@ -30,7 +37,7 @@ def test_the_unit_is_accepted_without_a_word(unit: Path) -> None:
     )
 
 
-def test_the_unit_is_hardened(unit: Path) -> None:
+def test_the_units_are_hardened(unit: Path) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     score = re.search(r"Overall exposure level for \S+: ([\d.]+)", said.stdout)
@@ -38,6 +45,19 @@ def test_the_unit_is_hardened(unit: Path) -> None:
     assert score
     assert float(score[1]) <= 1.5
     assert said.stderr == ""
+
+
+def test_the_template_is_the_unit_but_for_whose_it_is() -> None:
+    unit, template = (
+        [line for line in (SYSTEMD / name).read_text().splitlines() if not line.startswith("#")] for name in UNITS
+    )
+    differing = [line for line in template if line not in unit]
+
+    assert [line.partition("=")[0] for line in differing] == ["Description", "ExecStart", "User", "StateDirectory"]
+    assert all("%i" in line for line in differing)
+    assert [line.partition("=")[0] for line in unit if line not in template] == [
+        *(line.partition("=")[0] for line in differing[:3]), "Group", "StateDirectory",
+    ]  # fmt: skip
 
 
 def test_the_example_config_is_valid() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from daemon.ledger import Ledger
 from tests.build.cases import BY_NAME
 from tests.converter.running import tree
 from tests.daemon.running import dcp2hfd, wait_until
+from tests.documents.schemas import against
 from tests.end_to_end.conftest import (
     ONE_STEP,
     PATIENCE,
@@ -62,6 +64,17 @@ def test_the_hazard_to_retention_is_said_once_and_only_where_there_is_one(once: 
 
     assert (said["run"], said["keep_latest_k"], said["remaining"]) == ("a", 4, 1)
     assert "subdirectory" in said["hint"]
+
+
+def test_what_is_printed_and_published_is_as_the_schemas_say(once: Once) -> None:
+    problems = [*against("status.json", status(once.state))]
+    for path in once.root.rglob("conversion.json"):
+        problems += against("conversion.json", json.loads(path.read_text()))
+    for line in (line for daemon in once.daemons for line in daemon.log):
+        problems += against("event.json", line)
+
+    assert problems == []
+    assert list(against("event.json", once.events("daemon_started")[0] | {"no_such_field": 1}))
 
 
 def test_status_says_of_every_step_where_it_stands_and_why(once: Once) -> None:

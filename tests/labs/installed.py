@@ -1,4 +1,4 @@
-"""Owns a dcp2hf installed in a lab's machine as the README says, and the unit as tests talk to it."""
+"""Owns a dcp2hf installed in a lab's machine as docs/operators.md says, and the unit as tests talk to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DROP_IN = f"/etc/systemd/system/{UNIT}.service.d"
 _CONFIG = "/etc/dcp2hf/dcp2hf.toml"
 TRAIN, TRAINING_GROUP = 2001, 2000
 """User and group `train`; the service's user `dcp2hf` is put into that group, `stranger` is not."""
-_USERS = f"""\
+USERS = f"""\
 g train {TRAINING_GROUP}
 u train {TRAIN}:{TRAINING_GROUP} "who trains"
 u stranger - "nobody's colleague"
@@ -40,6 +40,7 @@ def binds(folder: Path, checkpoints: Path) -> list[Bind]:
     packages.mkdir(parents=True)
     for name in ("converter", "daemon"):
         shutil.copytree(_REPOSITORY / name, packages / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(_REPOSITORY / "systemd", folder / "dcp2hf/share/dcp2hf")
     (packages / "dependencies.pth").write_text("/opt/dependencies\n")
     programs = folder / "dcp2hf" / "bin"
     programs.mkdir()
@@ -56,24 +57,23 @@ def binds(folder: Path, checkpoints: Path) -> list[Bind]:
         Bind(Path(sys.base_prefix), sys.base_prefix),
         Bind(Path(sysconfig.get_path("purelib")), "/opt/dependencies"),
         Bind(checkpoints, CASES),
-        Bind(_REPOSITORY / "systemd", "/usr/local/share/dcp2hf"),
     ]
 
 
 class Unit:
-    """The unit dcp2hfd on a machine."""
+    """The unit dcp2hfd on a machine, or another one."""
 
-    def __init__(self, machine: Machine, checkpoints: Path, *, pause: float = 0.2) -> None:
+    def __init__(self, machine: Machine, checkpoints: Path, *, name: str = UNIT, pause: float = 0.2) -> None:
         """`pause`: seconds between two looks at its log; a slow machine should do better than answer."""
-        self._machine, self._checkpoints, self._pause = machine, checkpoints, pause
+        self._machine, self._checkpoints, self._name, self._pause = machine, checkpoints, name, pause
         self._cursor = ""
 
     def install(self) -> None:
-        """README, "As a service"; the drop-in is the one the unit's head shows, for a user of its own."""
-        self._machine.write("/etc/sysusers.d/train.conf", _USERS)
-        shipped = "/usr/local/share/dcp2hf"
+        """As docs/operators.md has it, with a user of its own."""
+        self._machine.write("/etc/sysusers.d/train.conf", USERS)
+        shipped = "/opt/dcp2hf/share/dcp2hf"
         self._machine.run(
-            f"install -Dm644 {shipped}/dcp2hf.sysusers /usr/lib/sysusers.d/dcp2hf.conf && systemd-sysusers && "
+            f"install -Dm644 {shipped}/dcp2hf.sysusers /etc/sysusers.d/dcp2hf.conf && systemd-sysusers && "
             f"install -Dm644 {shipped}/dcp2hf.toml {_CONFIG} && "
             f"install -Dm644 {shipped}/dcp2hfd.service /etc/systemd/system/{UNIT}.service"
         )
@@ -89,7 +89,7 @@ class Unit:
     def reset(self) -> None:
         """Stopped, and the unit as installed."""
         self._machine.run(
-            f"systemctl stop {UNIT}; rm -f {_DROP_IN}/test-*; systemctl daemon-reload; systemctl reset-failed {UNIT} || true",
+            f"systemctl stop {self._name}; rm -f {_DROP_IN}/test-*; systemctl daemon-reload; systemctl reset-failed {self._name} || true",
             timeout=120,
         )
 
@@ -115,22 +115,23 @@ class Unit:
         self.control("start")
 
     def control(self, verb: str) -> float:
-        """`systemctl VERB dcp2hfd`; returns the seconds it took."""
+        """`systemctl VERB` of it; returns the seconds it took."""
         began = time.monotonic()
-        self._machine.run("systemctl", verb, UNIT, timeout=120)
+        self._machine.run("systemctl", verb, self._name, timeout=120)
         return time.monotonic() - began
 
     def kill(self, signal: str, who: str = "main") -> None:
-        self._machine.run("systemctl", "kill", f"--kill-whom={who}", f"--signal={signal}", UNIT)
+        self._machine.run("systemctl", "kill", f"--kill-whom={who}", f"--signal={signal}", self._name)
 
     def show(self, name: str) -> str:
         """A property."""
-        return self._machine.run("systemctl", "show", "--value", "--property", name, UNIT).strip()
+        return self._machine.run("systemctl", "show", "--value", "--property", name, self._name).strip()
 
     def log(self) -> list[dict[str, Any]]:
         """What the service logged since `start`, its own lines only."""
         after = f"--after-cursor={self._cursor}" if self._cursor else "--boot"
-        lines = self._machine.run("journalctl", after, "-u", UNIT, "-o", "cat", "--no-pager", "--all").splitlines()
+        command = ("journalctl", after, "-u", self._name, "-o", "cat", "--no-pager", "--all")
+        lines = self._machine.run(*command).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def events(self, event: str, **fields: Any) -> list[dict[str, Any]]:
@@ -142,7 +143,7 @@ class Unit:
             wait_until(lambda: len(self.events(event, **fields)) >= count, seconds, pause=self._pause)
         except AssertionError:
             said = self._machine.run(
-                f"journalctl -u {UNIT} -o cat --no-pager | tail -n 60; systemctl status --no-pager {UNIT} || true"
+                f"journalctl -u {self._name} -o cat --no-pager | tail -n 60; systemctl status --no-pager {self._name} || true"
             )
             raise AssertionError(f"no {event} {fields} within {seconds:.0f} s in\n{said}") from None
         return self.events(event, **fields)[count - 1]
@@ -155,7 +156,7 @@ class Unit:
     def stop_main(self) -> float:
         """`systemctl stop`; returns the seconds after which the main process was gone, whatever else still had to go."""
         asked, gone = self._machine.run(
-            f"cut -d' ' -f1 /proc/uptime; systemctl stop {UNIT}; systemctl show --value -p ExecMainExitTimestampMonotonic {UNIT}",
+            f"cut -d' ' -f1 /proc/uptime; systemctl stop {self._name}; systemctl show --value -p ExecMainExitTimestampMonotonic {self._name}",
             timeout=120,
         ).split()
         return int(gone) / 1e6 - float(asked)

@@ -49,6 +49,10 @@ class Machine(abc.ABC):
         """Writes a file on the machine."""
         self.run("bash", "-c", 'mkdir -p "$(dirname "$1")" && printf %s "$2" > "$1"', "write", path, text)
 
+    def append(self, path: str, text: str) -> None:
+        """Adds to the end of a file on the machine."""
+        self.run("bash", "-c", 'printf %s "$2" >> "$1"', "append", path, text)
+
     def wait_for_boot(self, seconds: float, console: Path) -> None:
         """Returns once systemd finished its start. Raises TimeoutError with the end of the console."""
         ends = time.monotonic() + seconds

@@ -67,12 +67,20 @@ def save(checkpoints: Path, root: Path) -> Save:
     """`save(case)` lets a run appear at once, the training user's, and gives the `out` for the case's paths."""
 
     def appear(case: Case) -> Path:
-        incoming = root / f".{case.name}"
-        shutil.copytree(case.run(checkpoints), incoming)
-        for path in [incoming, *incoming.rglob("*")]:
-            os.chown(path, TRAIN, TRAINING_GROUP)
-            path.chmod(0o2770 if path.is_dir() else 0o640)
-        os.rename(incoming, case.run(root))
+        save_as_trained(case, checkpoints, root, case.name)
         return root
 
     return appear
+
+
+def save_as_trained(case: Case, checkpoints: Path, root: Path, name: str, *, assets: str | None = None) -> None:
+    """A run appears at once in `root`, the training user's; `assets`: where it recorded that `checkpoints` lies."""
+    incoming = root / f".{name}"
+    shutil.copytree(case.run(checkpoints), incoming)
+    if assets is not None:
+        config = incoming / case.run_config(checkpoints).relative_to(case.run(checkpoints))
+        config.write_text(config.read_text().replace(str(checkpoints), assets))
+    for path in [incoming, *incoming.rglob("*")]:
+        os.chown(path, TRAIN, TRAINING_GROUP)
+        path.chmod(0o2770 if path.is_dir() else 0o640)
+    os.rename(incoming, root / name)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.build.cases import BY_NAME
+from tests.documents import blocks
 from tests.end_to_end.conftest import ours
 from tests.labs.here import contents, converted_here
-from tests.labs.installed import Unit
+from tests.labs.installed import CASES, Unit
 from tests.labs.machine import CommandFailed, wait_until
 from tests.labs.namespaces import Namespaces
-from tests.systemd.conftest import Save
+from tests.systemd.conftest import Lab, Save
 
 pytestmark = pytest.mark.slow
 
@@ -110,3 +111,24 @@ def test_it_is_ready_on_the_loopback_device_and_listens_nowhere_else(unit: Unit,
         line.split()[3] for line in machine.run("ss -Htlnp").splitlines() if f"pid={unit.show('MainPID')}" in line
     }
     assert listening == {"127.0.0.1:9469"}
+
+
+def test_the_template_serves_one_training_user_as_that_user_with_a_ledger_of_its_own(
+    lab: Lab, machine: Namespaces, root: Path, save: Save, checkpoints: Path
+) -> None:
+    of_train = Unit(machine, checkpoints, name="dcp2hfd@train")
+    try:
+        machine.run("bash", "-euc", blocks.lab("template"))
+        machine.append("/etc/dcp2hf/train.toml", f'[path_map]\n"{checkpoints}" = "{CASES}"\n')
+        of_train.control("reload")
+        save(CASE)
+        of_train.wait_for("conversion_succeeded", step=2)
+
+        folder = f"/checkpoints/{CASE.published(root).relative_to(root)}"
+        assert machine.run("stat", "-c", "%U", folder).strip() == "train"
+        status = ("/opt/dcp2hf/bin/dcp2hfd", "status", "--config", "/etc/dcp2hf/train.toml")
+        said = machine.run(*status, user="stranger")
+        assert "ledger in /var/lib/dcp2hf@train" in said
+        assert "done" in said
+    finally:
+        machine.run("systemctl disable --now dcp2hfd@train; rm -rf /etc/systemd/system/dcp2hfd@* /var/lib/dcp2hf@train")

@@ -9,7 +9,7 @@ import pytest
 from tests.build.cases import BY_NAME
 from tests.end_to_end.conftest import ours
 from tests.labs.installed import Unit
-from tests.labs.machine import wait_until
+from tests.labs.machine import CommandFailed, wait_until
 from tests.labs.namespaces import Namespaces
 from tests.systemd.conftest import Save
 
@@ -74,3 +74,11 @@ def test_a_conversion_over_the_memory_limit_dies_alone_and_succeeds_once_there_i
 
     assert unit.show("NRestarts") == "0"
     assert ours(root) == []
+
+
+def test_a_configuration_that_is_refused_at_the_start_is_not_started_again_and_again(unit: Unit) -> None:
+    unit.configure("no_such_key = 1")
+    with pytest.raises(CommandFailed):
+        unit.start()
+
+    assert (unit.show("ActiveState"), unit.show("NRestarts")) == ("failed", "0")

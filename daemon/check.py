@@ -1,0 +1,84 @@
+"""Owns what `dcp2hfd check` says: where the ledger is, how each root would be watched, and what cannot be reached now."""
+
+import os
+import shlex
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from daemon import mounts, units
+from daemon.keys import HOOKS
+from daemon.settings import Settings
+
+PATIENCE = 5.0
+"""Seconds after which a root that does not answer is said to hang."""
+
+
+def report(settings: Settings, state_dir: Path, *, patience: float = PATIENCE) -> Iterator[str]:
+    """The lines of the report. A root that cannot be watched now is named; that makes no configuration invalid:
+
+    it may be a mount that comes later, and the daemon takes it up when it is there.
+    """
+    yield f"state_dir: {state_dir} ({mounts.of(str(state_dir)).type})"
+    yield f"workers: {settings.workers}"
+    away = 0
+    for root in settings.roots:
+        here, problem = settings.for_root(root), problem_of(root, patience=patience)
+        uses = here.observer
+        if uses == "auto":
+            uses = "inotify" if mounts.has_events(root) else "polling"
+        yield f"root: {root} ({mounts.of(root).type}: {uses}, listed every {units.show_duration(here.poll_interval)})"
+        if problem:
+            away += 1
+            yield f"  warning: {problem}"
+        yield (
+            f"  runs up to {here.max_depth} folders below, {here.order} step first, output {here.output}, dtype {here.dtype}"
+        )
+        for name in HOOKS:
+            if argv := getattr(here, name):
+                yield f"  {name}: {argv[0]}{'' if shutil.which(argv[0]) else ' (not found, or not to be run)'}"
+        if here.runner == "slurm":
+            yield from _of_jobs(here)
+        if settings.root.get(root):
+            yield f"  of its own: {', '.join(sorted(settings.root[root]))}"
+    but = f", but {away} of {len(settings.roots)} roots cannot be watched now" if away else ""
+    yield f"the configuration is valid{but}; `dcp2hfd run --dry-run` says what it would do to each step"
+
+
+def problem_of(root: str, *, patience: float, listing: Callable[[str], object] = os.listdir) -> str:
+    """Why this user cannot list `root` now, "" if it can. `patience`: seconds.
+
+    A path that hangs is left to its thread, which ends with the process.
+    """
+    said: list[str] = []
+
+    def look() -> None:
+        try:
+            listing(root)
+        except FileNotFoundError:
+            said.append("not there now (a mount that is not up yet?); it is watched as soon as it is")
+        except NotADirectoryError:
+            said.append("not a folder")
+        except OSError as error:
+            said.append(f"cannot be listed by this user now: {error.strerror}")
+        else:
+            said.append("")
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(patience)
+    return said[0] if said else f"no answer within {patience:.0f} s: does its mount hang?"
+
+
+def _of_jobs(here: Settings) -> Iterator[str]:
+    """What a job would ask for, and what is missing on this host."""
+    from daemon.slurm import commands, needs
+
+    asked = commands.arguments("dcp2hf-N-…", here.slurm.shared, needs.reckon(0, here), here)
+    yield f"  a job of a small step: sbatch {shlex.join(asked)}"
+    for name in ("sbatch", "squeue", "scancel"):
+        if not shutil.which(name):
+            yield f"  {name}: not found, or not to be run"
+    if problem := problem_of(here.slurm.shared, patience=PATIENCE):
+        yield f"  slurm.shared: {here.slurm.shared}: {problem}"
