@@ -44,7 +44,9 @@ METRICS: dict[str, Metric] = {
         "gauge", ("root",), "What may still be written on the root's file system, at the last scan."
     ),
     "dcp2hf_root_waits_for_room": Metric(
-        "gauge", ("root",), "1 while steps of the root wait for room on it (`queue_paused`)."
+        "gauge",
+        ("root",),
+        "1 while steps of the root wait for room on it, or for Slurm to take their jobs (`queue_paused`).",
     ),
     "dcp2hf_runs": Metric("gauge", ("root",), "Runs below the root, at the last scan."),
     "dcp2hf_scan_duration_seconds": Metric("gauge", ("root",), "How long the last scan took."),
@@ -56,8 +58,8 @@ METRICS: dict[str, Metric] = {
     "dcp2hf_queue_length": Metric(
         "gauge", (), "Steps to be converted now or later: they wait for a worker, room, or `retry_at`."
     ),
-    "dcp2hf_workers": Metric("gauge", (), "Conversions that may run at the same time (`workers`)."),
-    "dcp2hf_workers_busy": Metric("gauge", (), "Conversions that run."),
+    "dcp2hf_workers": Metric("gauge", (), "Conversions that may run at the same time on this host (`workers`)."),
+    "dcp2hf_workers_busy": Metric("gauge", (), "Conversions that run, here or as jobs."),
     # Attempts
     "dcp2hf_attempts_total": Metric(
         "counter",
@@ -68,7 +70,9 @@ METRICS: dict[str, Metric] = {
     "dcp2hf_attempt_errors_total": Metric(
         "counter", ("error",), "Attempts that ended with an error, set aside or failed, by its class."
     ),
-    "dcp2hf_attempt_duration_seconds": Metric("histogram", ("outcome",), "From start to end of a converter's process."),
+    "dcp2hf_attempt_duration_seconds": Metric(
+        "histogram", ("outcome",), "From start to end of a converter's process; of a job, from its submission."
+    ),
     "dcp2hf_conversion_duration_seconds": Metric(
         "histogram",
         ("phase",),
@@ -81,6 +85,18 @@ METRICS: dict[str, Metric] = {
         (),
         "The most that a conversion had resident since the daemon started: the sum of its processes' own peaks, looked at "
         "twice a second, so pages that they share count twice.",
+    ),
+    # Jobs, where a root has `runner = "slurm"`
+    "dcp2hf_jobs": Metric(
+        "gauge",
+        ("state",),
+        "Slurm jobs that have not ended, by Slurm's state as it was seen last; `submitting` where it was not seen yet.",
+    ),
+    "dcp2hf_slurm_up": Metric(
+        "gauge", (), "1 while Slurm's controller answers, 0 while it does not; absent while it is not asked."
+    ),
+    "dcp2hf_slurm_calls_total": Metric(
+        "counter", ("command", "outcome"), "Commands of Slurm that were run (`sbatch`, `squeue` …): `ok` or `failed`."
     ),
     # The daemon
     "dcp2hf_state_dir_up": Metric(

@@ -1,13 +1,15 @@
 """Owns what `dcp2hfd check` says: where the ledger is, how each root would be watched, and what cannot be reached now."""
 
 import os
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from daemon import mounts, units
-from daemon.settings import HOOKS, Settings
+from daemon.keys import HOOKS
+from daemon.settings import Settings
 
 PATIENCE = 5.0
 """Seconds after which a root that does not answer is said to hang."""
@@ -36,6 +38,8 @@ def report(settings: Settings, state_dir: Path, *, patience: float = PATIENCE) -
         for name in HOOKS:
             if argv := getattr(here, name):
                 yield f"  {name}: {argv[0]}{'' if shutil.which(argv[0]) else ' (not found, or not to be run)'}"
+        if here.runner == "slurm":
+            yield from _of_jobs(here)
         if settings.root.get(root):
             yield f"  of its own: {', '.join(sorted(settings.root[root]))}"
     but = f", but {away} of {len(settings.roots)} roots cannot be watched now" if away else ""
@@ -65,3 +69,16 @@ def problem_of(root: str, *, patience: float, listing: Callable[[str], object] =
     looking.start()
     looking.join(patience)
     return said[0] if said else f"no answer within {patience:.0f} s: does its mount hang?"
+
+
+def _of_jobs(here: Settings) -> Iterator[str]:
+    """What a job would ask for, and what is missing on this host."""
+    from daemon.slurm import commands, needs
+
+    asked = commands.arguments("dcp2hf-N-…", here.slurm.shared, needs.reckon(0, here), here)
+    yield f"  a job of a small step: sbatch {shlex.join(asked)}"
+    for name in ("sbatch", "squeue", "scancel"):
+        if not shutil.which(name):
+            yield f"  {name}: not found, or not to be run"
+    if problem := problem_of(here.slurm.shared, patience=PATIENCE):
+        yield f"  slurm.shared: {here.slurm.shared}: {problem}"

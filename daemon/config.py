@@ -14,8 +14,9 @@ from typing import Any, get_origin
 import msgspec
 
 from converter import commands
-from daemon import mounts, units
-from daemon.settings import KEYS, Settings, extra, type_of
+from daemon import mounts, slurmkeys, units
+from daemon.keys import KEYS, TABLES, extra, type_of, value_of, variable
+from daemon.settings import Settings
 
 PREFIX = "DCP2HF_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
@@ -57,10 +58,12 @@ def load(
     if nested:
         raise SettingsError(f"roots: {nested}; each checkpoint must lie below one root only")
     settings = _convert(said, path)
-    return msgspec.structs.replace(
+    settings = msgspec.structs.replace(
         settings,
-        root={root: {key: getattr(_convert(table, path), key) for key in table} for root, table in tables.items()},
+        root={root: {key: value_of(_convert(table, path), key) for key in table} for root, table in tables.items()},
     )
+    _check_runners(settings)
+    return settings
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -74,14 +77,13 @@ def _read(path: str) -> dict[str, Any]:
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
-    for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+    known = {variable(key): key for key in KEYS}
+    for name, text in environ.items():
+        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE:
             continue
-        key = variable[len(PREFIX) :].lower()
-        if key.upper() != variable[len(PREFIX) :] or key not in KEYS:
-            known = [PREFIX + name.upper() for name in KEYS]
-            raise SettingsError(f"unknown environment variable {variable}{_nearest(variable, known)}")
-        said[key] = _from_text(key, text, variable)
+        if name not in known:
+            raise SettingsError(f"unknown environment variable {name}{_nearest(name, list(known))}")
+        said[known[name]] = _from_text(known[name], text, name)
     return said
 
 
@@ -106,7 +108,7 @@ def _check(said: dict[str, Any], source: str, folder: str, *, root: str | None =
     """`said` with known keys only, units resolved and paths absolute."""
     where = f'[root."{root}"] of {source}' if root else source
     checked: dict[str, Any] = {}
-    for key, value in said.items():
+    for key, value in _flat(said, where).items():
         if key not in KEYS:
             raise SettingsError(f"unknown key {key!r} in {where}{_nearest(key, list(KEYS))}")
         if root and not extra(key).get("per_root"):
@@ -118,6 +120,23 @@ def _check(said: dict[str, Any], source: str, folder: str, *, root: str | None =
             for path, table in tables.items()
         }
     return checked
+
+
+def _flat(said: dict[str, Any], where: str) -> dict[str, Any]:
+    """`said` with the keys of tables as `table.key`."""
+    flat: dict[str, Any] = {}
+    for key, value in said.items():
+        if key in TABLES and not isinstance(value, dict):
+            raise SettingsError(f"{key} in {where} must be a table [{key}]")
+        flat |= {f"{key}.{name}": own for name, own in value.items()} if key in TABLES else {key: value}
+    return flat
+
+
+def _check_runners(settings: Settings) -> None:
+    """Raises SettingsError where a root's conversions are to be jobs that could not be submitted or followed."""
+    for here in (settings.for_root(root) for root in settings.roots):
+        if here.runner == "slurm" and (problem := slurmkeys.problem_of(here.slurm, settings.roots)):
+            raise SettingsError(problem)
 
 
 def _value(key: str, value: Any, where: str, folder: str) -> Any:
@@ -152,10 +171,13 @@ def _value(key: str, value: Any, where: str, folder: str) -> Any:
 
 
 def _convert(said: dict[str, Any], source: str) -> Settings:
+    nested: dict[str, Any] = {}
+    for key, value in said.items():
+        table, _, name = key.rpartition(".")
+        whole = int(value) if type_of(key) is int and isinstance(value, float) else value
+        (nested.setdefault(table, {}) if table else nested)[name] = whole
     try:
-        return msgspec.convert(
-            {key: int(v) if type_of(key) is int and isinstance(v, float) else v for key, v in said.items()}, Settings
-        )
+        return msgspec.convert(nested, Settings)
     except msgspec.ValidationError as error:
         what, _, key = str(error).partition(" - at `$.")
         raise SettingsError(f"{key.rstrip('`') or 'settings'} ({source} and the environment): {what}") from None

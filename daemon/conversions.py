@@ -17,6 +17,8 @@ from daemon.news import AttemptEvents, News, fields_of
 from daemon.progress import Progress
 from daemon.records import AttemptKey, Outcome, Row, State
 from daemon.room import Room
+from daemon.runner import Attempt, Command, Order, Runner
+from daemon.runners import Runners, Slots
 from daemon.samples import Samples
 from daemon.schedule import Job
 from daemon.settings import Settings
@@ -25,13 +27,12 @@ from daemon.tracker import Tracked, Tracker
 from daemon.verdict import Block, Verdict
 from daemon.watcher import RootWatcher
 
-Command = Callable[[worker.Request, Settings], list[str]]
-
 
 class _Started(NamedTuple):
     """An attempt, and what was so when it began."""
 
-    attempt: worker.Attempt
+    attempt: Attempt
+    runner: Runner
     job: Job
     facts: Step
     row: Row
@@ -66,6 +67,7 @@ class Conversions:
         self._once = once
         self._wake = wake
         self._command = command
+        self._runners = Runners(ledger, log, tally, clock=clock)
         self._clock, self._jitter = clock, jitter
         self._samples = samples
         self._room = Room(log)
@@ -90,14 +92,18 @@ class Conversions:
         newest = () if self._once else [root for root in settings.roots if settings.for_root(root).order == "newest"]
         due = self.due()
         self._room.keep_only({job.path for job in due})
+        self._leave_what_nobody_wants()
         jobs = [job for job in due if not self._room.is_paused(job.root, now)]
+        slots = Slots(self._runners, settings, self._busy())
         for job in schedule.next_jobs(
             jobs, slots=len(jobs), now=now, newest_first=newest, last_started=self._last_started
         ):
-            if self._busy() >= settings.workers:
+            if slots.are_gone:
                 return
-            if self._has_room(job):
-                self._start(job, now)
+            save_id = self._tracker.waiting[job.path].facts.answer.save_id or ""
+            runner = self._runners.of(self._watchers[job.root].settings)
+            if runner.holds(job.path, save_id) or (slots.has_one(runner) and self._has_room(job)):
+                slots.take(runner, self._start(job, runner, now))
 
     def rehearse(self) -> None:
         """Says what would be converted to where."""
@@ -114,6 +120,7 @@ class Conversions:
             started.attempt.stop()
         if self._running:
             await asyncio.wait([task for _, task in self._running.values()], timeout=worker.STOP_GRACE + 2.5)
+        await self._runners.stop()
 
     def _job(self, tracked: Tracked) -> Job | None:
         facts, judged = tracked.facts, tracked.verdict
@@ -133,10 +140,10 @@ class Conversions:
         """Whether something on `root` waits for room."""
         return self._room.is_short(root, self._clock())
 
-    def _busy(self) -> int:
-        """Workers in use; one that waits for a root that is away, until `deadline`, holds no other root up."""
+    def _busy(self) -> list[Runner]:
+        """Slots in use; one that waits for a root that is away, until `deadline`, holds no other root up."""
         away = {root for root, watcher in self._watchers.items() if watcher.is_reachable is False}
-        return sum(started.job.root not in away for started, _ in self._running.values())
+        return [started.runner for started, _ in self._running.values() if started.job.root not in away]
 
     def _has_room(self, job: Job) -> bool:
         watcher = self._watchers[job.root]
@@ -156,14 +163,21 @@ class Conversions:
         return lack is None
 
     # One attempt
-    def _start(self, job: Job, now: float) -> None:
+    def _leave_what_nobody_wants(self) -> None:
+        """Tells attempts at steps that were purged or saved again, and runners of what earlier lives left."""
+        for started, _ in self._running.values():
+            if not self._tracker.is_current(started.job.path, started.row.save_id):
+                started.attempt.outdate()
+        self._runners.let_go(lambda root, path, save_id: self._tracker.wants(self._watchers.get(root), path, save_id))
+
+    def _start(self, job: Job, runner: Runner, now: float) -> bool:
         facts = self._tracker.waiting[job.path].facts
         settings = self._watchers[job.root].settings
         run = self._tracker.runs.get(job.run)
         row = self._tracker.row(job.root, facts)
         if row.state in (State.DONE, State.REMOVED) and not self._once:  # another daemon with this ledger knows more
             self._look(job)
-            return
+            return False
         log = self._tracker.step_log(job.root, facts)
         self._news.retention(job.root, facts, run, settings)
         samples = self._samples.folder(job.run, settings)
@@ -172,19 +186,18 @@ class Conversions:
         log.info("conversion_started", attempt=number, output=output, save_id=row.save_id)
         self._ledger.put(msgspec.structs.replace(row, state=State.RUNNING, output=output))
         progress = Progress(now, self._clock)
-        attempt = worker.Attempt(
-            self._command(request, settings),
-            settings,
-            on_event=progress.then(AttemptEvents(log, number)),
+        order = Order(
+            self._command(request, settings), settings, facts, row, log, on_event=progress.then(AttemptEvents(log, number)),
             on_output=lambda text: log.info("converter_output", text=text) or None,
-        )
+        )  # fmt: skip
         self._last_started[job.run] = now
         if self._once:
             self._tracker.tried.add(job.path)
         self._tracker.keep(job.path, Tracked(job.root, facts, Verdict(State.RUNNING)))
         key = self._ledger.begin_attempt(row, now)
-        started = _Started(attempt, job, facts, row, request, settings, key, progress)
+        started = _Started(runner.attempt(order), runner, job, facts, row, request, settings, key, progress)
         self._running[job.path] = (started, asyncio.create_task(self._see_through(started)))
+        return True
 
     async def _see_through(self, started: _Started) -> None:
         job, row = started.job, started.row

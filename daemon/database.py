@@ -57,6 +57,15 @@ MIGRATIONS = (
     CREATE INDEX statistics_run ON statistics (run);
     CREATE INDEX steps_run ON steps (run, step) WHERE current;
     """,
+    """
+    CREATE TABLE jobs (
+        name TEXT PRIMARY KEY, path TEXT NOT NULL, save_id TEXT NOT NULL, root TEXT NOT NULL, folder TEXT NOT NULL,
+        asked REAL NOT NULL, owner TEXT NOT NULL, memory INTEGER NOT NULL, seconds REAL NOT NULL, id TEXT NOT NULL,
+        state TEXT NOT NULL, reason TEXT NOT NULL, place INTEGER NOT NULL, ended REAL, ending TEXT NOT NULL
+    );
+    CREATE INDEX jobs_save ON jobs (path, save_id);
+    CREATE INDEX jobs_open ON jobs (asked) WHERE ended IS NULL;
+    """,
 )
 """What brings the schema from one version to the next; released ones are never changed."""
 

@@ -14,6 +14,7 @@ import msgspec
 from daemon import database, overview
 from daemon.database import Connection, Record, transaction
 from daemon.digest import Digest
+from daemon.jobbook import JobBook
 from daemon.messages import Answer
 from daemon.outbox import Outbox
 from daemon.process import is_alive, owner_of
@@ -23,7 +24,7 @@ from daemon.verdict import Block
 _FORGIVEN = (State.FAILED, State.QUARANTINED, State.REMOVED, State.UNSUPPORTED, State.FOREIGN, State.VANISHED)
 
 
-class Ledger(Outbox, Digest):
+class Ledger(Outbox, Digest, JobBook):
     """One open ledger."""
 
     def __init__(self, connection: Connection) -> None:

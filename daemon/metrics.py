@@ -33,6 +33,8 @@ ERRORS = frozenset(
     name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, errors.ConversionError)
 )
 """Classes that are told apart; what a converter says otherwise is `other`."""
+JOB_STATES = frozenset({"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "COMPLETING", "COMPLETED", "FAILED"})
+"""Slurm's states that are told apart."""
 FRESH = 1.0
 """Seconds for which what was made is good enough for the next who asks."""
 TYPE = CONTENT_TYPE_LATEST
@@ -82,6 +84,7 @@ class Metrics(Collector):
         yield from self._of_roots()
         yield from self._of_the_queue()
         yield from self._of_attempts()
+        yield from self._of_jobs()
         yield from self._of_the_daemon()
 
     # Runs
@@ -178,6 +181,15 @@ class Metrics(Collector):
         yield _counter("dcp2hf_bytes_read_total", {(): tally.bytes_read})
         yield _counter("dcp2hf_bytes_written_total", {(): tally.bytes_written})
         yield _gauge("dcp2hf_worker_peak_memory_bytes", {(): tally.peak_memory})
+
+    def _of_jobs(self) -> Iterator[Metric]:
+        states: Counter[Labels] = Counter()
+        for state, jobs in self._s.ledger.job_states().items():
+            states[(state if state in JOB_STATES else OTHER if state else "submitting",)] += jobs
+        yield _gauge("dcp2hf_jobs", states)
+        up = self._s.tally.is_slurm_up
+        yield _gauge("dcp2hf_slurm_up", {} if up is None else {(): up})
+        yield _counter("dcp2hf_slurm_calls_total", self._s.tally.slurm_calls)
 
     def _of_the_daemon(self) -> Iterator[Metric]:
         yield _gauge("dcp2hf_state_dir_up", {(): not self._s.ledger.is_away})

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-_KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "CREDENTIALS_DIRECTORY")  # fmt: skip
-_SET = {
+KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "CREDENTIALS_DIRECTORY")  # fmt: skip
+SET = {
     "PYTHONSAFEPATH": "1",
     "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
     "PYTHONUNBUFFERED": "1",
@@ -42,8 +42,8 @@ def environment(base: Mapping[str, str] = os.environ) -> dict[str, str]:
 
     PYTHONPATH is where these packages lie, whatever the caller's says: a converter is the daemon's own version.
     """
-    kept = {name: value for name, value in base.items() if name in _KEPT or name.startswith("LC_")}
-    return kept | _SET
+    kept = {name: value for name, value in base.items() if name in KEPT or name.startswith("LC_")}
+    return kept | SET
 
 
 def python(module: str, *arguments: str) -> list[str]:

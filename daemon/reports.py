@@ -7,6 +7,17 @@ from msgspec import Meta
 _Time = Annotated[str, Meta(description="ISO 8601, UTC.")]
 
 
+class JobReport(TypedDict):
+    """A Slurm job."""
+
+    id: Annotated[str | None, Meta(description="Slurm's; null while it is not known.")]
+    name: str
+    state: Annotated[str | None, Meta(description="As Slurm showed it last.")]
+    reason: Annotated[str | None, Meta(description="Slurm's, for that.")]
+    ended: Annotated[str | None, Meta(description="How it ended; null while it waits or runs, daemon or not.")]
+    output: Annotated[str, Meta(description="The file with all that it printed.")]
+
+
 class StepReport(TypedDict):
     """The newest save of a step."""
 
@@ -26,6 +37,7 @@ class StepReport(TypedDict):
     hint: str | None
     retry_at: Annotated[_Time | None, Meta(description="When a failed step is tried again.")]
     last_attempt_at: _Time | None
+    job: Annotated[JobReport | None, Meta(description="The last one of this save, where it had one.")]
 
 
 class RunReport(TypedDict):

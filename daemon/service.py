@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from daemon import worker
 from daemon.config import SettingsError
-from daemon.conversions import Command, Conversions
+from daemon.conversions import Conversions
 from daemon.deliveries import Deliveries
 from daemon.health import Pulse
 from daemon.hooks import Hooks
@@ -25,6 +25,7 @@ from daemon.messages import Alive, FromScanner, Gone, Run, RunGone, Said, Scanni
 from daemon.news import News
 from daemon.presence import Presence
 from daemon.records import State
+from daemon.runner import Command
 from daemon.samples import Samples
 from daemon.settings import Settings
 from daemon.sources import Sources

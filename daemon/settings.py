@@ -1,15 +1,11 @@
-"""Owns the keys of the configuration: each stands once, here, with its type, default and meaning (see `config`).
+"""Owns the keys of the configuration: each stands once, here, with its type, default and meaning (see `config`, `keys`)."""
 
-The README's table is rendered from them (`table`).
-"""
-
-import json
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from daemon import units
+from daemon.slurmkeys import Slurm
 
 # How a value is written, and whether a root's table may set it.
 _ROOT: dict[str, Any] = {"per_root": True}
@@ -77,7 +73,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             extra=_ROOT_DURATION,
         ),
     ] = 30.0
-    workers: Annotated[int, Meta(ge=1, description="Conversions at the same time.")] = 1
+    workers: Annotated[int, Meta(ge=1, description="Conversions at the same time on this host.")] = 1
+    runner: Annotated[
+        Literal["local", "slurm"],
+        Meta(description="Where conversions run: here, or as Slurm jobs (docs/cluster.md).", extra=_ROOT),
+    ] = "local"
     threads: Annotated[
         Annotated[int, Meta(ge=1)] | Literal["auto"],
         Meta(description="Threads that move the bytes of a conversion; `auto` is the converter's choice.", extra=_ROOT),
@@ -233,45 +233,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(gt=0, description="Time after which one of these commands is killed.", extra=_ROOT_DURATION),
     ] = 600.0
 
+    slurm: Annotated[Slurm, Meta(description="`[slurm]`: how jobs are submitted.")] = Slurm()
     root: Annotated[
         dict[str, dict[str, Any]], Meta(description='`[root."/path"]`: a root, and the keys that differ there.')
     ] = {}
+    """Keys of tables are joined to them by a dot."""
 
     def for_root(self, root: str) -> "Settings":
         """These settings as they hold for one root."""
-        return msgspec.structs.replace(self, **self.root.get(root, {}), root={})
-
-
-KEYS: dict[str, Meta] = {
-    field.name: next(meta for meta in get_args(field.type) if isinstance(meta, Meta))
-    for field in msgspec.structs.fields(Settings)
-}
-
-
-HOOKS = tuple(key for key, meta in KEYS.items() if (meta.extra or {}).get("command"))
-"""Keys that are commands."""
-
-
-def type_of(key: str) -> Any:
-    """The type of a key's value."""
-    return get_args(next(field.type for field in msgspec.structs.fields(Settings) if field.name == key))[0]
-
-
-def extra(key: str) -> dict[str, Any]:
-    """How a key's value is written ("unit", "path", "address", "command"), and whether a root's table may set it."""
-    return KEYS[key].extra or {}
-
-
-def table() -> str:
-    """The keys as a Markdown table, for the README."""
-    lines = ["| key | default | per root | meaning |", "|---|---|---|---|"]
-    defaults = Settings()
-    for key in (key for key in KEYS if key != "root"):
-        value, unit = getattr(defaults, key), extra(key).get("unit")
-        if value and unit:
-            value = units.show_duration(value) if unit == "duration" else units.show_size(value)
-        choices = get_args(type_of(key)) if get_origin(type_of(key)) is Literal else ()
-        meaning = f"{KEYS[key].description}" + (f" One of {', '.join(f'`{c}`' for c in choices)}." if choices else "")
-        per_root = "yes" if extra(key).get("per_root") else ""
-        lines.append(f"| `{key}` | `{json.dumps(value)}` | {per_root} | {meaning} |")
-    return "\n".join(lines) + "\n"
+        own = self.root.get(root, {})
+        slurm = {key.removeprefix("slurm."): value for key, value in own.items() if key.startswith("slurm.")}
+        rest = {key: value for key, value in own.items() if "." not in key}
+        return msgspec.structs.replace(self, **rest, slurm=msgspec.structs.replace(self.slurm, **slurm), root={})

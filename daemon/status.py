@@ -9,9 +9,10 @@ from typing import Any, cast
 from converter.columns import columns
 from converter.errors import printable
 from daemon import database, units
+from daemon.jobbook import Job
 from daemon.ledger import Ledger
 from daemon.records import Row, State
-from daemon.reports import Report, RunReport, StepReport
+from daemon.reports import JobReport, Report, RunReport, StepReport
 
 HEAD = ("step", "state", "attempts", "took", "size", "what")
 
@@ -24,9 +25,10 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
     runs: dict[str, RunReport] = {}
     daemons = ledger.daemons() if ledger is not None else []
     attempts = ledger.last_attempts() if ledger is not None else {}
+    jobs = ledger.last_jobs() if ledger is not None else {}
     for row in ledger.rows() if ledger is not None else ():
         run = runs.setdefault(row.run, {"root": row.root, "run": row.run_name, "path": row.run, "steps": []})
-        run["steps"].append(step(row, attempts.get(row.path, {}), is_running=bool(daemons)))
+        run["steps"].append(step(row, attempts.get(row.path, {}), jobs.get(row.path), is_running=bool(daemons)))
     made: Report = {
         "state_dir": str(folder),
         "daemons": [{"pid": d["pid"], "since": units.utc(d["since"]), "what": d["what"]} for d in daemons],
@@ -35,8 +37,8 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], made)
 
 
-def step(row: Row, attempt: dict[str, Any], *, is_running: bool) -> StepReport:
-    """One step, with the last attempt at it; `is_running`: a daemon has this ledger in use."""
+def step(row: Row, attempt: dict[str, Any], job: Job | None, *, is_running: bool) -> StepReport:
+    """One step, with the last attempt at it and its job; `is_running`: a daemon has this ledger in use."""
     event = attempt.get("event", {})
     state = State.PENDING if row.state == State.RUNNING and not is_running else row.state
     return {
@@ -56,6 +58,19 @@ def step(row: Row, attempt: dict[str, Any], *, is_running: bool) -> StepReport:
         "hint": row.hint or None,
         "retry_at": units.utc(row.next_attempt) if row.next_attempt is not None and row.state == State.FAILED else None,
         "last_attempt_at": units.utc(attempt["started"]) if attempt else None,
+        "job": _job(job) if job is not None else None,
+    }
+
+
+def _job(job: Job) -> JobReport:
+    """The last Slurm job of a step; `ended` is null while it waits or runs, whether or not a daemon follows it."""
+    return {
+        "id": job.id or None,
+        "name": job.name,
+        "state": job.state or None,
+        "reason": job.reason if job.reason not in ("", "None") else None,
+        "ended": job.ending or None,
+        "output": job.output,
     }
 
 
@@ -127,15 +142,24 @@ def size(step: dict[str, Any]) -> str:
 
 def brief(step: dict[str, Any], now: float) -> str:
     """What a step that is not done failed with, and in how long it is tried again; empty if there is nothing to say."""
-    return printable(", ".join(filter(None, (step["error"], _again(step, now)))))
+    return printable(", ".join(filter(None, (step["error"], _again(step, now), _of_job(step)))))
 
 
 def why(step: dict[str, Any], now: float) -> str:
     """All that is said of a step that is not done; nothing in it that a terminal obeys."""
     said = ": ".join(filter(None, (step["error"], step["reason"])))
-    said = "; ".join(filter(None, (said, step["hint"])))
+    said = "; ".join(filter(None, (said, step["hint"], _of_job(step))))
     again = _again(step, now)
     return printable(f"{said} ({again})" if again else said)
+
+
+def _of_job(step: dict[str, Any]) -> str:
+    """The job of a step that waits or runs."""
+    job = step["job"]
+    if job is None or job["ended"]:
+        return ""
+    why = f" ({job['reason']})" if job["reason"] else ""
+    return f"job {job['id'] or job['name']} {job['state'] or 'is being submitted'}{why}"
 
 
 def _again(step: dict[str, Any], now: float) -> str:

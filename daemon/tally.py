@@ -44,6 +44,10 @@ class Tally:
         """Bytes."""
         self.last_success: dict[str, float] = {}
         """By path of the run, epoch seconds."""
+        self.slurm_calls: Counter[tuple[str, ...]] = Counter()
+        """By command and how it went: ok or failed."""
+        self.is_slurm_up: bool | None = None
+        """None: not asked, or not now."""
 
     def attempt(self, run: str, outcome: Outcome, now: float) -> None:
         """An attempt at a step of `run` ended."""

@@ -18,6 +18,7 @@ from daemon.news import News
 from daemon.records import Row, State
 from daemon.settings import Settings
 from daemon.verdict import Block, Verdict
+from daemon.watcher import RootWatcher
 
 WAITING = frozenset({State.PENDING, State.FAILED, State.RUNNING, State.INCOMPLETE, State.SUSPECT, State.QUARANTINED})
 """States that may change without a new fact about the step."""
@@ -193,6 +194,18 @@ class Tracker:
         }
 
     # What others ask
+    def is_current(self, path: str, save_id: str) -> bool:
+        """Whether a save that is being converted is still the one that lies there, as far as scanners saw."""
+        latest = self.waiting[path].facts.answer.save_id if path in self.waiting else save_id
+        return path not in self.gone and latest in (None, "", save_id)
+
+    def wants(self, watcher: RootWatcher | None, path: str, save_id: str) -> bool | None:
+        """Whether a conversion of this save would be of use; None: not known yet, its root was not scanned."""
+        if watcher is None or watcher.last_scan is None:
+            return None
+        tracked = self.waiting.get(path)
+        return tracked is not None and tracked.verdict.is_wanted and tracked.facts.answer.save_id == save_id
+
     def row(self, root: str, facts: Step) -> Row:
         """The ledger's row of this very save, or a new one; below `root`, whatever root it was once found below."""
         row = self._ledger.row(facts.path)

@@ -17,13 +17,11 @@ from converter.errors import Retry
 from daemon import process
 from daemon.child import Child
 from daemon.records import Outcome
+from daemon.said import ENDS, MOST_OUTPUT, event_of, outcome_of
 from daemon.settings import Settings
 
 STOP_GRACE = 6.0
 """Seconds that a conversion has to clean up after SIGTERM; systemd and users wait 10 for all of us."""
-MOST_OUTPUT = 100
-"""Lines of other output that are logged for one attempt."""
-_ENDS = {"conversion_succeeded": "succeeded", "conversion_skipped": "skipped", "conversion_failed": "failed"}
 
 
 class Request(NamedTuple):
@@ -106,6 +104,9 @@ class Attempt:
         """Asks it to clean up and end; its outcome is `interrupted`."""
         self._stop.set()
 
+    def outdate(self) -> None:
+        """Nothing: it looks at the step itself before it publishes."""
+
     async def run(self) -> Outcome:
         """Starts the conversion and waits for its end, or ends it when it makes no progress. Raises nothing expected."""
         began = self._clock()
@@ -158,13 +159,13 @@ class Attempt:
 
     async def _read(self, lines: AsyncIterator[bytes]) -> None:
         async for line in lines:
-            event = _event(line)
+            event = event_of(line)
             if event is None:
                 self._say(line)
                 continue
             if event["event"] != "waiting_for_lock":  # of somebody who may hang, or who only pretends
                 self._progress = self._clock()
-            if event["event"] in _ENDS:
+            if event["event"] in ENDS:
                 self._last = event
             self._on_event(event)
 
@@ -183,20 +184,9 @@ class Attempt:
             del self._output[MOST_OUTPUT + 1 : -1]
 
     def _outcome(self, code: int | None, ended_by: str, abandoned: bool) -> Outcome:
-        said = _ENDS.get(str(self._last.get("event")), "")
         killed = code is None or code < 0
-        if said == "skipped" and self._last.get("reason") == "foreign":
-            return Outcome(
-                result="failed",
-                error="OutputForeign",
-                message="the published name is somebody else's",
-                hint="move it away, or set overwrite_foreign",
-                retry=Retry.FOREIGN,
-            )
-        if (said == "succeeded" and code == 0) or (said == "skipped" and code in (0, 1)):
-            return Outcome(result=said, event=self._last)
-        if said == "failed" and code in (1, 2):
-            return _failed(self._last)
+        if (outcome := outcome_of(self._last, code)) is not None:
+            return outcome
         if ended_by == "stop" or code == 130:
             return Outcome(result="interrupted", killed=killed)
         if ended_by == "deadline":
@@ -219,25 +209,3 @@ class Attempt:
         return Outcome(
             result="failed", error="MachineFailure", message=message, hint=hint, retry=Retry.BACKOFF, killed=killed
         )
-
-
-def _event(line: bytes) -> dict[str, Any] | None:
-    """A line as an event; None for what else a library may print."""
-    try:
-        said = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return said if isinstance(said, dict) and isinstance(said.get("event"), str) else None
-
-
-def _failed(event: dict[str, Any]) -> Outcome:
-    retry = str(event.get("retry"))
-    return Outcome(
-        result="failed",
-        event=event,
-        error=str(event.get("error", "ConversionError")),
-        message=str(event.get("message", "")),
-        path=str(event.get("path", "")),
-        hint=str(event.get("hint", "")),
-        retry=Retry(retry) if retry in Retry.__members__.values() else Retry.BACKOFF,
-    )

@@ -12,7 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from converter import cli
-from daemon import settings
+from daemon import keys
 from manual import prose, schemas
 from manual.__main__ import SHARE, files
 from manual.commands import Program, dcp2hf, dcp2hfd
@@ -72,7 +72,7 @@ def test_each_page_says_what_its_hooks_may_do() -> None:
     said = {name: made[name].partition('.SH "HOOKS"')[2].partition(".SH")[0] for name in ("dcp2hf.1", "dcp2hfd.8")}
 
     assert all(name in said["dcp2hf.1"] for name in ("--before-publish", "--sign", "--hook-timeout"))
-    assert all(key in said["dcp2hfd.8"] for key in settings.HOOKS)
+    assert all(key in said["dcp2hfd.8"] for key in keys.HOOKS)
 
 
 def test_bash_completes_choices_folders_and_files(tmp_path: Path) -> None:

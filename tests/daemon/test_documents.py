@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from daemon import settings
+from daemon import keys
 from daemon.records import State
 from daemon.settings import Settings
 
@@ -75,7 +75,7 @@ ALWAYS = {"root", "run", "step", "path"}
 
 def calls() -> Iterator[tuple[str, str, set[str]]]:
     """(event, level, fields named there) of every place in daemon/ that logs, or has something logged."""
-    for path in sorted((REPOSITORY / "daemon").glob("*.py")):
+    for path in sorted((REPOSITORY / "daemon").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call):
                 continue
@@ -109,7 +109,7 @@ def test_the_table_of_keys_in_the_readme_is_made_from_the_keys() -> None:
     readme = (REPOSITORY / "README.md").read_text()
     (found,) = re.findall(r"<!-- table: .*? -->\n(.*?)<!-- end of table -->", readme, re.S)
 
-    assert found == settings.table()
+    assert found == keys.table()
 
 
 def test_every_key_that_the_contract_promises_exists() -> None:

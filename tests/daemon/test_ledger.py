@@ -6,12 +6,15 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from daemon.database import MIGRATIONS, NAME, LedgerError
+from daemon.jobbook import Job
 from daemon.ledger import Ledger
 from daemon.messages import Answer
+from daemon.process import owner_of
 from daemon.records import Outcome, State
 from daemon.verdict import Block
 from tests.daemon.conftest import row
@@ -227,3 +230,57 @@ def test_many_processes_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
     ]
 
     assert [(process.wait(), process.stderr and process.stderr.read()) for process in opening] == [(0, b"")] * 8
+
+
+def a_job(name: str, **fields: Any) -> Job:
+    """A job of a step of the run /r/a, noted by this process."""
+    return Job(
+        **{"name": name, "path": "/r/a/step-10", "save_id": "save-1", "root": "/r", "folder": "/s", "asked": 100.0, "owner": owner_of(os.getpid()),
+           "memory": 7, "seconds": 60.0} | fields
+    )  # fmt: skip
+
+
+def test_a_job_is_found_again_by_whoever_comes_after_the_process_that_noted_it(ledger: Ledger) -> None:
+    ledger.add_job(a_job("theirs", owner="1 1"))
+    ledger.add_job(a_job("of a living one", owner=owner_of(os.getppid())))
+    ledger.add_job(a_job("over", owner="1 1", ended=101.0, ending="said"))
+    ledger.note_job(a_job("theirs", owner="1 1", id="7", state="RUNNING", place=42))
+
+    assert ledger.jobs_left() == [a_job("theirs", owner="1 1", id="7", state="RUNNING", place=42)]
+
+
+def test_endings_are_counted_for_each_save_by_itself(ledger: Ledger) -> None:
+    for number, (save_id, ending) in enumerate(
+        (("save-1", "memory"), ("save-1", "memory"), ("save-1", "time"), ("save-2", "memory"))
+    ):
+        ledger.add_job(a_job(f"job-{number}", save_id=save_id, ending=ending, ended=101.0))
+
+    assert ledger.job_endings("/r/a/step-10", "save-1") == {"memory": 2, "time": 1}
+
+
+def test_jobs_that_ended_long_ago_are_forgotten_and_those_that_go_on_never(ledger: Ledger) -> None:
+    ledger.add_job(a_job("old", ended=100.0, ending="said"))
+    ledger.add_job(a_job("goes on"))
+    ledger.add_job(a_job("new", asked=100.0 + 31 * 86_400))
+
+    assert [job.name for job in ledger.jobs_left()] == ["goes on", "new"]
+    assert ledger.job_endings("/r/a/step-10", "save-1") == {"": 2}
+
+
+def test_status_has_the_last_job_of_a_steps_newest_save_and_a_ledger_without_jobs_has_none(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    ledger.put(row())
+    ledger.add_job(a_job("first", asked=1.0))
+    ledger.add_job(a_job("second", asked=2.0))
+    ledger.add_job(a_job("of another save", save_id="save-0", asked=3.0))
+    assert ledger.last_jobs()["/r/a/step-10"].name == "second"
+
+    ledger.close()
+    db = sqlite3.connect(tmp_path / NAME)
+    db.execute("DROP TABLE jobs")
+    db.commit()
+    db.close()
+    older = Ledger.read(tmp_path)
+    assert older is not None
+    assert older.last_jobs() == {}

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from converter.errors import Retry
 from daemon import catalogue, health, metrics
 from daemon.health import Pulse
+from daemon.jobbook import Job
 from daemon.ledger import Ledger
 from daemon.messages import Run, RunGone, Scanned, Started, Step
 from daemon.metrics import Metrics
@@ -50,6 +51,14 @@ class _Idle:
         return 0
 
 
+def job(state: str, name: str = "dcp2hf-10-0123456789abcdef") -> Job:
+    """One that was noted in this state."""
+    return Job(
+        name=name, path="/r/a/step-10", save_id="save-1", root="/r", folder="/s", asked=NOW, owner="1 1", memory=1, seconds=60.0,
+        state=state,
+    )  # fmt: skip
+
+
 def scrape(sources: Sources) -> dict[str, dict[tuple[str, ...], float]]:
     return samples(Metrics(sources, clock=lambda: NOW).text().decode())
 
@@ -59,6 +68,8 @@ def test_every_metric_of_the_catalogue_is_served_with_its_kind_and_meaning_and_n
     ended = Outcome(result="succeeded", event={"phases": {"export": 1.0}})
     sources.tally.attempt("/r/a", ended, NOW)
     sources.watchers["/r"].__dict__.update(is_reachable=True, free_bytes=1, last_scan=SCANNED, scanned_at=NOW)
+    sources.ledger.add_job(job("PENDING"))
+    sources.tally.is_slurm_up, sources.tally.slurm_calls["squeue", "ok"] = True, 1
     families = list(text_string_to_metric_families(Metrics(sources).text().decode()))
     found = {
         family.name + ("_total" if family.type == "counter" else ""): (family.type, family.documentation)
@@ -243,3 +254,12 @@ def test_it_is_ready_while_some_root_is_watched_and_the_ledger_on_its_disk(
 def test_a_loop_that_does_not_turn_is_dead() -> None:
     assert health.why_not_alive(Pulse(ticked_at=100.0), 109.0) == ""
     assert health.why_not_alive(Pulse(ticked_at=100.0), 130.0) == "the loop did not turn for 30 s"
+
+
+def test_jobs_are_counted_by_slurms_state_and_states_of_later_versions_together(sources: Sources) -> None:
+    for number, state in enumerate(("RUNNING", "RUNNING", "", "A_NEW_ONE", "PENDING")):
+        sources.ledger.add_job(job(state, f"dcp2hf-10-{number:016x}"))
+    found = scrape(sources)
+
+    assert found["dcp2hf_jobs"] == {("RUNNING",): 2.0, ("submitting",): 1.0, ("other",): 1.0, ("PENDING",): 1.0}
+    assert found.get("dcp2hf_slurm_up", {}) == {}, "it is not asked"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon import config, settings
+from daemon import config, keys, settings
 from daemon.config import SettingsError
 
 
@@ -53,12 +53,6 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> N
 def test_an_unknown_variable_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="DCP2HF_WORKER; did you mean 'DCP2HF_WORKERS'"):
         load(tmp_path, environ={"DCP2HF_WORKER": "2"})
-
-
-@pytest.mark.parametrize("key", ["runner", "slurm"])
-def test_a_key_of_a_part_that_is_not_built_is_not_accepted_and_ignored(tmp_path: Path, key: str) -> None:
-    with pytest.raises(SettingsError, match=f"unknown key '{key}'"):
-        load(tmp_path, f'{key} = "x"')
 
 
 @pytest.mark.parametrize("value", ["127.0.0.1:9469", "[::1]:9469", "0.0.0.0:80", "login1.cluster:65535", ""])
@@ -180,9 +174,9 @@ def test_a_state_folder_on_a_network_file_system_is_refused_by_name(tmp_path: Pa
 
 
 def test_the_table_for_the_readme_has_every_key_with_its_default_and_meaning() -> None:
-    table = settings.table()
+    table = keys.table()
 
-    for key in set(settings.Settings.__struct_fields__) - {"root"}:
+    for key in set(keys.KEYS) - {"root"}:
         line = next(line for line in table.splitlines() if line.startswith(f"| `{key}` |"))
         assert len(line.split("|")[4].strip()) > 20, key
     assert '| `poll_interval` | `"10s"` | yes |' in table
