@@ -16,7 +16,7 @@ from converter.files import CONFIG_LIMIT, parse_json, write_durably
 from converter.manifest import ASSET_NAMES, TEMPLATES
 from converter.recorded import Recorded, is_below, read_asset
 from converter.run_config import RunConfig
-from converter.vocabulary import highest_id
+from converter.vocabulary import added_ids, highest_id
 
 _MOST_LAYERS = 1000
 """Ten times as many as the largest Qwen3 has; transformers 5 lists a type for each at once."""
@@ -48,6 +48,8 @@ class Assets:
     """File name (with `additional_chat_templates/`) -> bytes."""
     highest_id: int = -1
     """Of those that `tokenizer.json`, or else `vocab.json`, gives out; -1 without one."""
+    added_ids: tuple[int, ...] = ()
+    """Of the tokenizer's added tokens past its model's vocabulary."""
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -74,8 +76,8 @@ def read(step: Path, run: RunConfig, search: Search) -> Assets:
         _json(base_path / "generation_config.json", generation, "--hf-assets")
     recorded = run.tokenizer_path or run.hf_assets_path
     tokenizer_path = _folder("tokenizer", "--tokenizer", search.tokenizer, recorded, step, run, search)
-    tokenizer, highest = _tokenizer(tokenizer_path, None if search.tokenizer else recorded_by)
-    return Assets(base_path, base, generation, tokenizer_path, tokenizer, highest)
+    tokenizer, highest, added = _tokenizer(tokenizer_path, None if search.tokenizer else recorded_by)
+    return Assets(base_path, base, generation, tokenizer_path, tokenizer, highest, added)
 
 
 def _folder(
@@ -144,8 +146,8 @@ def _json(path: Path, payload: bytes, flag: str) -> dict[str, Any]:
     return said
 
 
-def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes], int]:
-    """A tokenizer's files, and the highest id that `tokenizer.json`, or else `vocab.json`, gives out."""
+def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes], int, tuple[int, ...]]:
+    """A tokenizer's files, and the highest and the added ids that `tokenizer.json`, or else `vocab.json`, gives out."""
     found = {name: payload for name in ASSET_NAMES if (payload := read_asset(folder / name, recorded)) is not None}
     for name in _templates(folder):
         payload = read_asset(folder / name, recorded)
@@ -155,14 +157,15 @@ def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes
         raise errors.AssetsMissing(
             "there is no tokenizer in this folder", path=folder, hint="name the right folder with --tokenizer"
         )
-    highest = -1
+    highest, added = -1, tuple[int, ...]()
     vocabulary = "tokenizer.json" if "tokenizer.json" in found else "vocab.json"
     for name, payload in found.items():
         try:
             if name.endswith(".json"):
                 said = parse_json(payload)
                 if name == vocabulary:
-                    highest = highest_id(said if name == "tokenizer.json" else {"model": {"vocab": said}})
+                    said = said if name == "tokenizer.json" else {"model": {"vocab": said}}
+                    highest, added = highest_id(said), added_ids(said)
             elif name.endswith((".txt", ".jinja")):
                 payload.decode("utf-8")
             if name == "merges.txt" and any(
@@ -175,7 +178,7 @@ def _tokenizer(folder: Path, recorded: Recorded | None) -> tuple[dict[str, bytes
                 path=folder / name,
                 hint="name the right folder with --tokenizer",
             ) from None
-    return found, highest
+    return found, highest, added
 
 
 def _templates(folder: Path) -> list[str]:

@@ -23,6 +23,7 @@ from converter.flags import (
     RootsOption,
     RunConfigOption,
     SignOption,
+    StatisticsOption,
     TokenizerOption,
     parse_command,
     parse_size,
@@ -114,6 +115,7 @@ def convert(
     before_publish: BeforePublishOption = None,
     sign: SignOption = None,
     hook_timeout: HookTimeoutOption = 600.0,
+    statistics: StatisticsOption = None,
     events: Annotated[
         bool, typer.Option("--events", help="One JSON object a line on stdout, and nothing else.")
     ] = False,
@@ -127,6 +129,7 @@ def convert(
         metadata_limits=Limits(parse_size(metadata_memory_limit), metadata_deadline),
         io_bandwidth_limit=parse_size(io_bandwidth_limit) if io_bandwidth_limit else 0,
         hooks=Hooks(parse_command(before_publish), parse_command(sign), hook_timeout),
+        statistics=statistics and statistics.absolute(),
     )  # fmt: skip
     if events and (number := layout.step_number(path.name)) is not None and not path.exists():
         gone = errors.StepVanished("the step is gone", path=path, hint="the trainer purged it")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from converter import assets, errors, layout, manifest, publish
+from converter import assets, errors, layout, manifest, publish, statistics
 from converter.asking import Asking
 from converter.clock import Clock
 from converter.evidence import make_manifest
@@ -100,8 +100,12 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         staging = publish.staging_path(folder, number, lock.owner.token)
         try:  # before it is made: a signal between the two must not leave it behind
             staging.mkdir()
+            gathering = None
+            if options.statistics is not None:
+                gathering = statistics.Gathering(options.statistics, number, source, sources, found)
             with Asking(prover, step, staging, source, found, options, phase) as asking:
-                moved = move(source, sources, found.base, staging, options, phase, progress, asking)
+                sampler = gathering.sampler if gathering else None
+                moved = move(source, sources, found.base, staging, options, phase, progress, asking, sampler)
                 settled, outcome = asking.settled(), moved.outcome
                 comparing = asking.compare()
                 with phase("read_back"):  # beside TorchTitan's pass: HF's finds in the page cache what was read here
@@ -141,6 +145,10 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         finally:
             drop_from_cache(step / file.name for file in source.listing.files)
         drop_from_cache(published / name for name in made.files)
+    more = {}
+    if gathering is not None:
+        more["statistics"], problems = gathering.finish(moved.plan)
+        warnings += problems
     for text in warnings:
         report("warning", about | {"message": text})
     figures = {"cast_to_zero": sum(c.to_zero for c in outcome.counts.values()), "largest_bias": outcome.largest_bias}
@@ -150,7 +158,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         "bytes_written": sum(entry.size for entry in made.files.values()), "tensors": made.tensors,
         "parameters": made.parameters, "checks": [vars(check) for check in made.checks], "warnings": warnings,
         "figures": compared.get("figures", {}) | figures,
-    })  # fmt: skip
+    } | more)  # fmt: skip
 
 
 def _is_gone(step: Path) -> bool:

@@ -18,6 +18,7 @@ from converter.casting import Caster, Counts
 from converter.checkpoint import TensorItems
 from converter.chunks import Band, Bytes, Shards, bands
 from converter.exports import SAFETENSORS, Export, HFShard, Plan, target_dtype
+from converter.sampling import Sampler
 from converter.traffic import Traffic
 
 BLOCK = 1 << 20
@@ -53,10 +54,11 @@ class Exporter:
     def __init__(
         self, step: Path, plan: Plan, files: list[HFShard], tensors: Mapping[str, TensorItems], dtype: str, threads: int,
         progress: Callable[[int], None], sink: Sink, traffic: Traffic | None = None,
+        sampler: Sampler | None = None,
     ):  # fmt: skip
         self.step, self.plan, self.files, self.tensors = step, plan, files, tensors
         self.dtype, self.threads, self.progress, self.sink = dtype, threads, progress, sink
-        self._traffic = traffic
+        self._traffic, self._sampler = traffic, sampler
         self.outcome = Outcome()
         self._places = {name: (shard.name, at) for shard in files for name, at in shard.positions.items()}
         self._by_source: dict[str, list[Export]] = {}
@@ -121,9 +123,12 @@ class Exporter:
         size = SAFETENSORS[target][1]
         other = head.read(BLOCK) if head else None
         differs = False
+        take = self._sampler.of(source) if self._sampler else None
         for first, raw in band.read(BLOCK):
             if self._stop.is_set():
                 return
+            if take is not None:
+                take(first, raw)
             if other is not None:
                 differs = differs or not np.array_equal(raw, next(other)[1])
             at, last = first, first + raw.size // band.item_bytes

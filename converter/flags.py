@@ -64,6 +64,12 @@ SignOption = Annotated[
 HookTimeoutOption = Annotated[
     float, typer.Option("--hook-timeout", min=0.1, metavar="SECONDS", help="Each of these commands may take.")
 ]
+StatisticsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--statistics", metavar="DIR", help="Say the RMS of weights and updates by layer; DIR keeps samples of one run."
+    ),
+]
 RunConfigOption = Annotated[
     Path | None, typer.Option("--run-config", metavar="FILE", help="The run config, instead of looking for one.")
 ]

@@ -16,6 +16,7 @@ from converter.clock import Clock
 from converter.export import Exporter, Outcome
 from converter.exports import INDEX, Export, HFShard, Plan, lay_out, target_dtype
 from converter.files import write_durably
+from converter.sampling import Sampler
 from converter.sinks import Writer, Writes
 from converter.source import Options, Source, export_bytes, model_bytes
 
@@ -56,9 +57,9 @@ class Progress:
 
 def move(
     source: Source, sources: Mapping[str, str], base: dict[str, Any], staging: Path, options: Options, phase: Clock,
-    tell: Tell, asking: Asking,
+    tell: Tell, asking: Asking, sampler: Sampler | None = None,
 ) -> Moved:  # fmt: skip
-    """Writes the HF shards into `staging`. `sources`: installed name -> FQN in the checkpoint.
+    """Writes the HF shards into `staging`. `sources`: installed name -> FQN in the checkpoint; `sampler` sees what passes.
 
     Bytes move while the other process still imports; several HF shards need HF's order of tensors, and wait for it.
     Raises what the export raises, or what has been answered meanwhile.
@@ -68,7 +69,8 @@ def move(
         early = _provisional(source, sources, base)
     with phase("export"):
         try:
-            moved = _export(early, source, staging, options, tell, asking) if early is not None else None
+            if early is not None:
+                moved = _export(early, source, staging, options, tell, asking, sampler)
         except errors.ConversionError as error:
             failed = error  # the real plan may not ask for it (a head that the run does not tie)
     with phase("wait_for_plan"):
@@ -81,7 +83,7 @@ def move(
     for path in staging.glob("*.safetensors"):
         path.unlink()
     with phase("export"):
-        return _export(plan, source, staging, options, tell, asking)
+        return _export(plan, source, staging, options, tell, asking, sampler)
 
 
 def _provisional(source: Source, sources: Mapping[str, str], base: dict[str, Any]) -> Plan | None:
@@ -92,7 +94,9 @@ def _provisional(source: Source, sources: Mapping[str, str], base: dict[str, Any
     return standin.provisional_plan(sources, shapes, tied=bool(base.get("tie_word_embeddings")))
 
 
-def _export(plan: Plan, source: Source, staging: Path, options: Options, tell: Tell, asking: Asking) -> Moved:
+def _export(
+    plan: Plan, source: Source, staging: Path, options: Options, tell: Tell, asking: Asking, sampler: Sampler | None
+) -> Moved:
     """Lays out and writes the HF shards; ends early where what is asked meanwhile has failed."""
     tensors = source.metadata.tensors
     dtypes = {export.name: target_dtype(tensors[export.source].dtype, source.dtype) for export in plan.exports}
@@ -105,7 +109,7 @@ def _export(plan: Plan, source: Source, staging: Path, options: Options, tell: T
     threads = options.threads or min(4, len(os.sched_getaffinity(0)))
     with Writer(staging, files, traffic) as writer:
         outcome = Exporter(
-            source.listing.path, plan, files, tensors, source.dtype, threads, told, writer, traffic
+            source.listing.path, plan, files, tensors, source.dtype, threads, told, writer, traffic, sampler
         ).run()
         tell("export", total, total)  # what a tied head leaves out is never moved
         return Moved(plan, files, outcome, writer.written, {} if index is None else {INDEX: index})

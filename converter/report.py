@@ -18,6 +18,9 @@ _LEVELS = {
     "conversion_progress": "debug",
 }
 
+_WHOLE = ("checks", "figures", "statistics")
+"""Fields that are no words for a line."""
+
 
 @contextmanager
 def reporter(*, events: bool) -> Iterator[Report]:
@@ -44,7 +47,7 @@ def _json_lines() -> Report:
 
 def _log_lines(event: str, fields: dict[str, Any]) -> None:
     if event != "conversion_progress":
-        said = " ".join(f"{key}={_short(value)}" for key, value in fields.items() if key not in ("checks", "figures"))
+        said = " ".join(f"{key}={_short(value)}" for key, value in fields.items() if key not in _WHOLE)
         print(f"{_now()} [{_LEVELS.get(event, 'info')}] {event} {said}", file=sys.stderr, flush=True)
 
 

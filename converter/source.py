@@ -45,6 +45,8 @@ class Options:
     io_bandwidth_limit: int = 0
     """Bytes a second that are read and written, by both processes together; 0: no limit."""
     hooks: Hooks = field(default_factory=Hooks)
+    statistics: Path | None = None
+    """Folder of one run's samples; None: nothing is sampled."""
     sleep: Callable[[float], None] = time.sleep
 
     def traffic(self, model_bytes: int) -> Traffic:

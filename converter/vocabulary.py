@@ -4,11 +4,42 @@ Standard library only.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter import errors
 from converter.run_config import RunConfig
+
+
+@dataclass(frozen=True)
+class AddedRows:
+    """The rows of an embedding that belong to added tokens, and by which rule they are that."""
+
+    rule: str
+    """`past_base_vocab`: ids from the base config's `vocab_size` on; `added_tokens`: those of the tokenizer's added tokens
+    that are past its model's vocabulary, where the base config has rows for all ids."""
+    ids: tuple[int, ...]
+    """Ascending."""
+
+
+def added_ids(said: Any) -> tuple[int, ...]:
+    """Of a `tokenizer.json`, the ids of added tokens past its model's vocabulary; none of what has none."""
+    try:
+        vocab = said["model"]["vocab"]
+        last = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
+        return tuple(sorted({int(token["id"]) for token in said.get("added_tokens") or [] if token["id"] > last}))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ()
+
+
+def added_rows(base_rows: int, highest: int, added: Sequence[int], rows: int) -> AddedRows | None:
+    """Which of an embedding's `rows` belong to added tokens: `base_rows` are the base config's, `highest` is the
+    tokenizer's highest id, `added` are its `added_ids`. None where there are none."""
+    if past := tuple(range(base_rows, min(highest + 1, rows))):
+        return AddedRows("past_base_vocab", past)
+    ids = tuple(id_ for id_ in added if id_ < rows)
+    return AddedRows("added_tokens", ids) if ids else None
 
 
 def highest_id(said: Any) -> int:

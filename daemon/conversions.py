@@ -14,10 +14,12 @@ from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import Gone, Step
 from daemon.news import AttemptEvents, News, fields_of
+from daemon.progress import Progress
 from daemon.records import AttemptKey, Outcome, Row, State
 from daemon.room import Room
 from daemon.runner import Attempt, Command, Order, Runner
 from daemon.runners import Runners, Slots
+from daemon.samples import Samples
 from daemon.schedule import Job
 from daemon.settings import Settings
 from daemon.tally import Tally
@@ -37,6 +39,7 @@ class _Started(NamedTuple):
     request: worker.Request
     settings: Settings
     key: AttemptKey
+    progress: Progress
 
 
 class Conversions:
@@ -50,6 +53,7 @@ class Conversions:
         news: News,
         hooks: Hooks,
         *,
+        samples: Samples,
         tally: Tally,
         watchers: Mapping[str, RootWatcher],
         once: bool,
@@ -65,6 +69,7 @@ class Conversions:
         self._command = command
         self._runners = Runners(ledger, log, tally, clock=clock)
         self._clock, self._jitter = clock, jitter
+        self._samples = samples
         self._room = Room(log)
         self._running: dict[str, tuple[_Started, asyncio.Task[None]]] = {}
         self._last_started: dict[str, float] = {}
@@ -73,6 +78,10 @@ class Conversions:
 
     def __len__(self) -> int:
         return len(self._running)
+
+    def running(self) -> list[tuple[Row, Progress]]:
+        """What runs, as it was when it began, and how far it is."""
+        return [(started.row, started.progress) for started, _ in self._running.values()]
 
     def due(self) -> list[Job]:
         """What could be started, now or later."""
@@ -171,12 +180,14 @@ class Conversions:
             return False
         log = self._tracker.step_log(job.root, facts)
         self._news.retention(job.root, facts, run, settings)
-        request = worker.Request(job.path, verdict.folder(facts, run, settings), row.accept_copy)
+        samples = self._samples.folder(job.run, settings)
+        request = worker.Request(job.path, verdict.folder(facts, run, settings), row.accept_copy, samples)
         output, number = f"{request.folder}/{layout.published_name(job.step)}", row.attempts + 1
         log.info("conversion_started", attempt=number, output=output, save_id=row.save_id)
         self._ledger.put(msgspec.structs.replace(row, state=State.RUNNING, output=output))
+        progress = Progress(now, self._clock)
         order = Order(
-            self._command(request, settings), settings, facts, row, log, on_event=AttemptEvents(log, number),
+            self._command(request, settings), settings, facts, row, log, on_event=progress.then(AttemptEvents(log, number)),
             on_output=lambda text: log.info("converter_output", text=text) or None,
         )  # fmt: skip
         self._last_started[job.run] = now
@@ -184,7 +195,7 @@ class Conversions:
             self._tracker.tried.add(job.path)
         self._tracker.keep(job.path, Tracked(job.root, facts, Verdict(State.RUNNING)))
         key = self._ledger.begin_attempt(row, now)
-        started = _Started(runner.attempt(order), runner, job, facts, row, request, settings, key)
+        started = _Started(runner.attempt(order), runner, job, facts, row, request, settings, key, progress)
         self._running[job.path] = (started, asyncio.create_task(self._see_through(started)))
         return True
 
@@ -193,6 +204,7 @@ class Conversions:
         try:
             outcome = await started.attempt.run()
             ended = self._clock()
+            self._samples.remember(row, outcome)
             if outcome.result == "succeeded":
                 self._hooks.succeeded(row, started=started.key.started, fields=_fields(started, outcome))
             self._ledger.end_attempt(started.key, outcome, ended)

@@ -51,6 +51,13 @@ MIGRATIONS = (
     );
     """,
     """
+    CREATE TABLE statistics (
+        path TEXT NOT NULL, save_id TEXT NOT NULL, run TEXT NOT NULL, figures TEXT NOT NULL, PRIMARY KEY (path, save_id)
+    );
+    CREATE INDEX statistics_run ON statistics (run);
+    CREATE INDEX steps_run ON steps (run, step) WHERE current;
+    """,
+    """
     CREATE TABLE jobs (
         name TEXT PRIMARY KEY, path TEXT NOT NULL, save_id TEXT NOT NULL, root TEXT NOT NULL, folder TEXT NOT NULL,
         asked REAL NOT NULL, owner TEXT NOT NULL, memory INTEGER NOT NULL, seconds REAL NOT NULL, id TEXT NOT NULL,

@@ -6,18 +6,12 @@ Another page is another entry of `pages`.
 import time
 from http import HTTPStatus
 
-from daemon import health
+from daemon import health, status_page
 from daemon.listener import Answer, Listener
 from daemon.logs import Logger
 from daemon.metrics import TYPE, Metrics
 from daemon.sources import Sources
-
-_INDEX = """\
-dcp2hfd
-/metrics  for Prometheus
-/healthz  200: the loop turns
-/readyz   200: roots are watched, the ledger is on its disk; else 503, and why
-"""
+from daemon.status_page import StatusPage
 
 
 class Endpoints:
@@ -26,7 +20,10 @@ class Endpoints:
     def __init__(self, sources: Sources, log: Logger) -> None:
         self._s = sources
         self._metrics = Metrics(sources)
-        pages = {"/": self._index, "/metrics": self._page, "/healthz": self._healthz, "/readyz": self._readyz}
+        page = StatusPage(sources)
+        pages = {path: status_page.file(*named) for path, named in status_page.FILES.items()}
+        pages |= {"/status.json": page.status, "/statistics.json": page.statistics}
+        pages |= {"/metrics": self._page, "/healthz": self._healthz, "/readyz": self._readyz}
         self._listener = Listener(pages, log)
         self._address = ""
 
@@ -43,17 +40,14 @@ class Endpoints:
         """Serves nothing any more."""
         await self._listener.close()
 
-    def _index(self) -> Answer:
-        return Answer(_INDEX.encode())
-
-    def _page(self) -> Answer:
+    def _page(self, _: str) -> Answer:
         return Answer(self._metrics.text(), TYPE)
 
-    def _healthz(self) -> Answer:
+    def _healthz(self, _: str) -> Answer:
         reason = health.why_not_alive(self._s.pulse, time.monotonic())
         return _verdict([reason] if reason else [])
 
-    def _readyz(self) -> Answer:
+    def _readyz(self, _: str) -> Answer:
         watchers = self._s.watchers
         reasons = health.why_not_ready(
             self._s.pulse,

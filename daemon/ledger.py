@@ -13,18 +13,18 @@ import msgspec
 
 from daemon import database, overview
 from daemon.database import Connection, Record, transaction
+from daemon.digest import Digest
 from daemon.jobbook import JobBook
 from daemon.messages import Answer
 from daemon.outbox import Outbox
 from daemon.process import is_alive, owner_of
-from daemon.records import AttemptKey, Ended, Outcome, Row, State
+from daemon.records import COLUMNS, AttemptKey, Ended, Outcome, Row, State, row_of
 from daemon.verdict import Block
 
-_COLUMNS = tuple(field.name for field in msgspec.structs.fields(Row))
 _FORGIVEN = (State.FAILED, State.QUARANTINED, State.REMOVED, State.UNSUPPORTED, State.FOREIGN, State.VANISHED)
 
 
-class Ledger(Outbox, JobBook):
+class Ledger(Outbox, Digest, JobBook):
     """One open ledger."""
 
     def __init__(self, connection: Connection) -> None:
@@ -54,6 +54,8 @@ class Ledger(Outbox, JobBook):
         """A copy in memory: nothing written to it lasts. Raises LedgerError."""
         return cls(database.open_for_rehearsal(folder))
 
+    folder: Path | None = None
+    """Where it lies, of one that is written; samples for statistics lie there too."""
     is_away = False
     """Whether what is remembered now is in memory only (`refuge`)."""
 
@@ -68,9 +70,9 @@ class Ledger(Outbox, JobBook):
     def row(self, path: str) -> Row | None:
         """The newest save of the step at `path`."""
         found = self._db.execute(
-            f"SELECT {', '.join(_COLUMNS)} FROM steps WHERE path = ? AND current", (path,)
+            f"SELECT {', '.join(COLUMNS)} FROM steps WHERE path = ? AND current", (path,)
         ).fetchone()
-        return _row(found) if found else None
+        return row_of(dict(found)) if found else None
 
     def put(self, row: Row) -> None:
         """Remembers a row. Another save than the one before begins a history of its own."""
@@ -89,21 +91,21 @@ class Ledger(Outbox, JobBook):
             self._db.execute(
                 "UPDATE steps SET current = 0 WHERE path = :path AND current AND save_id != :save_id", values
             )
-            names = ", ".join(_COLUMNS)
-            update = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)
+            names = ", ".join(COLUMNS)
+            update = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS)
             self._db.execute(
                 f"INSERT INTO steps ({names}, current, first_seen, updated) "
-                f"VALUES ({', '.join(f':{name}' for name in _COLUMNS)}, 1, :now, :now) "
+                f"VALUES ({', '.join(f':{name}' for name in COLUMNS)}, 1, :now, :now) "
                 f"ON CONFLICT (path, save_id) DO UPDATE SET current = 1, updated = excluded.updated, {update}",
                 values,
             )
 
     def rows(self, under: str | None = None) -> Iterator[Row]:
         """The newest save of every step, or of those at or below a path; by run and step."""
-        query = f"SELECT {', '.join(_COLUMNS)} FROM steps WHERE current"
+        query = f"SELECT {', '.join(COLUMNS)} FROM steps WHERE current"
         where, values = _under(under)
         found = self._db.execute(f"{query}{where} ORDER BY root, run, step", values).fetchall()
-        return map(_row, found)
+        return (row_of(dict(record)) for record in found)
 
     def answers(self, root: str) -> Iterator[tuple[str, Answer]]:
         """What is known of the steps below a root, so that a scanner need not look into them again."""
@@ -275,9 +277,3 @@ def _under(path: str | None) -> tuple[str, tuple[str, ...]]:
         return "", ()
     below = path.rstrip("/") + "/"
     return " AND (path = ? OR substr(path, 1, length(?)) = ?)", (path, below, below)
-
-
-def _row(found: Record) -> Row:
-    values = dict(found)
-    values["answer"] = msgspec.json.decode(values["answer"], type=Answer) if values["answer"] else None
-    return Row(**values | {"state": State(values["state"]), "accept_copy": bool(values["accept_copy"])})

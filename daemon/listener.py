@@ -1,7 +1,8 @@
 """Owns the listener: GET over HTTP/1.1, one request a connection, for whoever is on `metrics_address`.
 
 Scrapers and a person's browser; no proxy, no keep-alive, no library. Whoever is slow, large or many costs nothing: a
-head has 8 KiB and five seconds, an answer ten, and of more than 32 connections the oldest is dropped.
+head has 8 KiB and five seconds, an answer ten, and of more than 32 connections the oldest is dropped. While it listens
+on loopback alone, a browser that some other site's name led here is refused (`origin`).
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
-from daemon import units
+from daemon import origin, units
 from daemon.logs import Logger
 
 MOST_HEAD = 8192
@@ -30,7 +31,8 @@ class Answer(NamedTuple):
     status: HTTPStatus = HTTPStatus.OK
 
 
-Page = Callable[[], Answer]
+Page = Callable[[str], Answer]
+"""Makes an answer from what follows the `?`, as it was sent."""
 
 
 class Listener:
@@ -39,21 +41,23 @@ class Listener:
     def __init__(self, pages: Mapping[str, Page], log: Logger) -> None:
         self._pages, self._log = pages, log
         self._server: asyncio.Server | None = None
+        self._host, self._is_local = "", True
         self._open: dict[asyncio.Task[None], None] = {}
         """Connections, the oldest first."""
 
     async def open(self, address: str) -> None:
         """Listens on `address`; says so, or that it cannot (then everything else goes on)."""
-        host, port = units.address(address)
+        self._host, port = units.address(address)
         try:
             async with asyncio.timeout(OPEN_WITHIN):
-                self._server = await asyncio.start_server(self._accept, host, port, limit=MOST_HEAD)
+                self._server = await asyncio.start_server(self._accept, self._host, port, limit=MOST_HEAD)
         except OSError as error:
             hint = "set metrics_address to a free one, or to nothing; SIGHUP tries again"
             self._log.warning(
                 "listening_failed", address=address, message=str(error) or type(error).__name__, hint=hint
             )
         else:
+            self._is_local = all(origin.is_loopback(socket.getsockname()[0]) for socket in self._server.sockets)
             self._log.info("listening", address=address)
 
     @property
@@ -97,7 +101,7 @@ class Listener:
         """The whole response; `head` is empty where the request was too long."""
         method, _, rest = head.partition(b"\r\n")[0].decode("latin-1").partition(" ")
         target, _, version = rest.rpartition(" ")
-        path = target.partition("?")[0]
+        path, _, query = target.partition("?")
         if not head:
             answer = _refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif not version.startswith("HTTP/1."):
@@ -106,21 +110,19 @@ class Listener:
             answer = _refusal(HTTPStatus.METHOD_NOT_ALLOWED)
         elif path not in self._pages:
             answer = _refusal(HTTPStatus.NOT_FOUND)
+        elif self._is_local and not origin.is_own(head, self._host):
+            answer = _refusal(HTTPStatus.MISDIRECTED_REQUEST)
         else:
-            answer = self._page(path)
-        fields = {
-            "Content-Type": answer.type,
-            "Content-Length": len(answer.body),
-            "Cache-Control": "no-store",
-            "X-Content-Type-Options": "nosniff",
-            "Connection": "close",
-        } | ({"Allow": "GET, HEAD"} if answer.status == HTTPStatus.METHOD_NOT_ALLOWED else {})
+            answer = self._page(path, query)
+        allowed = {"Allow": "GET, HEAD"} if answer.status == HTTPStatus.METHOD_NOT_ALLOWED else {}
+        own = {"Content-Type": answer.type, "Content-Length": len(answer.body), "Connection": "close"}
+        fields = own | origin.SAFE | allowed
         lines = [f"HTTP/1.1 {answer.status} {answer.status.phrase}", *(f"{k}: {v}" for k, v in fields.items()), "", ""]
         return "\r\n".join(lines).encode() + (b"" if method == "HEAD" else answer.body)
 
-    def _page(self, path: str) -> Answer:
+    def _page(self, path: str, query: str) -> Answer:
         try:
-            return self._pages[path]()
+            return self._pages[path](query)
         except Exception as error:  # a page is for looking: what is wrong with it must not end the daemon
             self._log.error("page_failed", page=path, error=type(error).__name__, message=str(error))
             return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR)

@@ -12,8 +12,8 @@ class Presence:
         self._found: dict[str, set[str]] = {}
         """By root, what its present scanner reported."""
 
-    def on_message(self, root: str, message: FromScanner) -> None:
-        """Takes note of what a scanner of `root` reports; a new one reports every run again."""
+    def on_message(self, root: str, message: FromScanner) -> bool:
+        """Takes note of what a scanner of `root` reports (a new one reports every run again); whether runs may be gone."""
         match message:
             case Started():
                 self._found[root] = set()
@@ -26,7 +26,8 @@ class Presence:
             case Scanned():
                 self._there[root] = self._found.setdefault(root, set())
             case _:
-                pass
+                return False
+        return isinstance(message, RunGone | Scanned)
 
     def _of(self, root: str) -> list[set[str]]:
         return [runs[root] for runs in (self._there, self._found) if root in runs]

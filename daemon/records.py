@@ -1,5 +1,6 @@
 """Owns the words for what is remembered of a step: its states, a row of the ledger, the outcome of an attempt."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -48,6 +49,17 @@ class Row(msgspec.Struct, kw_only=True, frozen=True):
     accept_copy: bool = False
     complete_at: float | None = None
     answer: Answer | None = None
+
+
+COLUMNS = tuple(field.name for field in msgspec.structs.fields(Row))
+"""Of the ledger's table of steps."""
+
+
+def row_of(found: Mapping[str, Any]) -> Row:
+    """A row from its columns."""
+    values = dict(found)
+    values["answer"] = msgspec.json.decode(values["answer"], type=Answer) if values["answer"] else None
+    return Row(**values | {"state": State(values["state"]), "accept_copy": bool(values["accept_copy"])})
 
 
 class Outcome(msgspec.Struct, kw_only=True, frozen=True):

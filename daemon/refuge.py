@@ -29,7 +29,8 @@ class KeptLedger(Ledger):
 
     def __init__(self, folder: Path, log: Logger, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Opens the ledger in `folder`. Raises LedgerError where that is no matter of a full or failing disk."""
-        self._folder, self._log, self._clock = folder, log, clock
+        self.folder: Path = folder
+        self._log, self._clock = log, clock
         self._next_try = 0.0
         """When to try the disk again."""
         try:
@@ -46,7 +47,7 @@ class KeptLedger(Ledger):
         try:
             db = self._open()
             try:
-                _merge(self._db, self._folder / database.NAME)
+                _merge(self._db, self.folder / database.NAME)
             except BaseException:
                 db.close()
                 raise
@@ -58,23 +59,23 @@ class KeptLedger(Ledger):
         self._db.close()
         self._use(db)
         self.is_away = False
-        self._log.info("state_dir_recovered", path=str(self._folder))
+        self._log.info("state_dir_recovered", path=str(self.folder))
 
     def _open(self) -> database.Connection:
         try:
-            return database.open_for_writing(self._folder)
+            return database.open_for_writing(self.folder)
         except LedgerDamaged as problem:
             return self._replace(problem)
 
     def _replace(self, problem: Exception) -> database.Connection:
         """A new ledger in place of a damaged one. Raises LedgerError."""
         try:
-            aside = database.set_aside(self._folder)
+            aside = database.set_aside(self.folder)
         except OSError as error:
             raise DiskFailure(str(error)) from None
         hint = "a new one is begun: conversions are recognised by their manifests"
         self._log.error("ledger_damaged", path=str(aside), message=str(problem), hint=hint)
-        return database.open_for_writing(self._folder)
+        return database.open_for_writing(self.folder)
 
     def _leave(self, problem: Exception) -> None:
         """Goes on elsewhere: with a new ledger in place of a damaged one, else in memory with what can still be read."""
@@ -94,7 +95,7 @@ class KeptLedger(Ledger):
     def _is_away(self, message: str) -> None:
         self.is_away, self._next_try = True, self._clock() + AGAIN
         hint = "make room on the disk of state_dir, or look at it; conversions go on, attempts are counted in memory"
-        self._log.error("state_dir_failed", path=str(self._folder), error="NoStateDir", message=message, hint=hint)
+        self._log.error("state_dir_failed", path=str(self.folder), error="NoStateDir", message=message, hint=hint)
 
 
 def _survives(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,7 +141,7 @@ def _merge(memory: database.Connection, path: Path) -> None:
                 f"INSERT INTO disk.attempts (step_id, {attempts}) SELECT d.id, {taken} FROM main.attempts a "
                 "JOIN main.steps m ON m.id = a.step_id JOIN disk.steps d ON d.path = m.path AND d.save_id = m.save_id"
             )
-            for table in ("runs", "daemons", "outbox", "non_finite", "jobs"):
+            for table in ("runs", "daemons", "outbox", "non_finite", "statistics", "jobs"):
                 memory.execute(f"INSERT OR REPLACE INTO disk.{table} SELECT * FROM main.{table}")
     finally:
         memory.execute("DETACH DATABASE disk")

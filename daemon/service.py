@@ -26,6 +26,7 @@ from daemon.news import News
 from daemon.presence import Presence
 from daemon.records import State
 from daemon.runner import Command
+from daemon.samples import Samples
 from daemon.settings import Settings
 from daemon.sources import Sources
 from daemon.systemd import Notifier
@@ -70,7 +71,7 @@ class Service:
         self._clock = clock
         self._watchers = Watchers(self._watcher, self._on_root_left)
         news = News(ledger, log, once=self._once)
-        self._tally, self._presence, self._pulse = Tally(), Presence(), Pulse()
+        self._tally, self._presence, self._pulse, self._samples = Tally(), Presence(), Pulse(), Samples(ledger)
         hooks = Hooks(ledger, settings_of=self._settings_for, clock=clock)
         self._deliveries = Deliveries(
             ledger,
@@ -90,6 +91,7 @@ class Service:
             log,
             news,
             hooks,
+            samples=self._samples,
             tally=self._tally,
             watchers=self._watchers,
             once=self._once,
@@ -115,6 +117,7 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         self._started_at = time.monotonic()
         self._ledger.register("once" if self._once else "watch")
+        self._samples.begin()
         self._log.info(
             "daemon_started", pid=os.getpid(), roots=list(self._settings.roots), once=self._once, dry_run=self._dry_run
         )
@@ -161,7 +164,8 @@ class Service:
         self._notifier.turn(ready=is_late or len(self._watchers.began) >= len(self._watchers), status=self._status())
 
     def _on_message(self, root: str, message: FromScanner) -> None:
-        self._presence.on_message(root, message)
+        if self._presence.on_message(root, message):
+            self._samples.keep(root, self._presence.runs(root))
         match message:
             case Started(observer=observer, mount=mount):
                 self._log.info("root_watched", root=root, observer=observer, mount=mount)

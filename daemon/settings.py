@@ -196,10 +196,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_address: Annotated[
         str,
         Meta(
-            description="Where `/metrics`, `/healthz` and `/readyz` are served while it watches; empty is off.",
+            description="Where the status page, `/metrics`, `/healthz` and `/readyz` are served while it watches; empty "
+            "is off.",
             extra={"address": True},
         ),
     ] = "127.0.0.1:9469"
+    statistics: Annotated[
+        bool,
+        Meta(
+            description="Estimate the RMS of weights and of their updates by layer, for the status page; samples of each "
+            "run's newest steps are kept in `state_dir`. Conversions as jobs have none.",
+            extra=_ROOT,
+        ),
+    ] = True
     before_publish: Annotated[
         tuple[str, ...],
         Meta(

@@ -31,6 +31,8 @@ class Request(NamedTuple):
     folder: str
     """The folder in which `step-N-hf` is made."""
     accept_copy: bool = False
+    samples: str = ""
+    """The folder of the run's samples; empty: no statistics."""
 
 
 def command(request: Request, settings: Settings) -> list[str]:
@@ -59,6 +61,7 @@ def command(request: Request, settings: Settings) -> list[str]:
     ):
         flags += [flag] if asked else []
     for flag, values in (
+        ("--statistics", [request.samples] if request.samples else []),
         ("--hf-assets", [settings.hf_assets] if settings.hf_assets else []),
         ("--tokenizer", [settings.tokenizer] if settings.tokenizer else []),
         ("--logs-root", settings.logs_roots),

@@ -43,6 +43,7 @@ def publish() -> None:
         staging.mkdir()
         signal.signal(signal.SIGTERM, lambda *_: (staging.rmdir(), os.unlink(lock.path), os._exit(130)))
         if behaviour == "hang":
+            say("conversion_progress", phase="export", bytes_done=3, bytes_total=9)
             time.sleep(600)
         if behaviour == "slow":
             time.sleep(1.5)
@@ -54,7 +55,10 @@ def publish() -> None:
             ),
         )  # fmt: skip
         os.rename(staging, target)
-        say("conversion_succeeded", output=str(target), bytes_written=1, save_id=probe["save_id"], duration_seconds=0.1)
+        say(
+            "conversion_succeeded", output=str(target), bytes_written=1, save_id=probe["save_id"], duration_seconds=0.1,
+            statistics={"compared_with": None, "parts": ["0"], "rms": [0.5], "rms_error": [0.0], "update": None, "added_rows": None},
+        )  # fmt: skip
 
 
 with (step.parent / "conversions").open("a") as log:

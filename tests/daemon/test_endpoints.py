@@ -1,5 +1,7 @@
 """A running daemon tells the truth on `metrics_address`: from its first second, while things go wrong, and after."""
 
+import json
+import re
 import resource
 import shutil
 import signal
@@ -8,11 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
+from daemon.samples import name as samples_name
+from daemon.status_page import FRESH
 from tests.daemon.asking import free_address, get, samples, wait_for
-from tests.daemon.running import Daemon, clean, daemons
+from tests.daemon.running import Daemon, clean, daemons, dcp2hfd, wait_until
 
 SERVE = Path(__file__).with_name("serve.py")
 FAST = {"DCP2HF_POLL_INTERVAL": "0.3", "DCP2HF_RESCAN_INTERVAL": "1s", "DCP2HF_BACKOFF_INITIAL": "0.2"}
@@ -214,11 +219,50 @@ def test_a_failing_state_dir_shows_in_metrics_and_readiness(
     assert get(address, "/healthz") == (200, "ok\n")
 
 
-def test_every_page_is_named_on_the_first_one(tmp_path: Path, start: Start, address: str) -> None:
+def test_the_status_page_and_all_that_it_names_are_served(tmp_path: Path, start: Start, address: str) -> None:
     start(str(tmp_path))
     status, text = get(address, "/")
-    named = [line.split()[0] for line in text.splitlines() if line.startswith("/")]
+    named = re.findall(r'(?:href|src)="([\w.]+)"', text)
 
     assert status == 200
-    assert named == ["/metrics", "/healthz", "/readyz"]
-    assert {get(address, path)[0] for path in named} <= {200, 503}
+    assert {"page.css", "page.js", "status.json", "metrics", "healthz", "readyz"} <= set(named)
+    assert {get(address, f"/{path}")[0] for path in named} <= {200, 503}
+
+
+def test_what_runs_shows_with_its_progress_and_what_was_converted_with_its_statistics(
+    make_run: MakeRun, tmp_path: Path, start: Start, address: str
+) -> None:
+    run, hanging = make_run("a", 10), make_run("b", 10)
+    (hanging / "behaviour").write_text("hang")
+    daemon = start(str(tmp_path / "root"), DCP2HF_WORKERS="2")
+    line = daemon.wait_for("conversion_succeeded")
+    wait_until(lambda: bool(json.loads(get(address, "/status.json")[1])["running"][0]["total"]))
+    time.sleep(FRESH)
+    said = json.loads(get(address, "/status.json")[1])
+    figures = json.loads(get(address, f"/statistics.json?run={quote(str(run))}")[1])
+    (shown,) = json.loads(get(address, f"/status.json?run={quote(str(run))}")[1])["runs"]
+
+    assert "statistics" not in line
+    assert [(one["run"], one["step"], one["phase"], one["done"], one["total"]) for one in said["running"]] == [
+        ("b", 10, "export", 3, 9)
+    ]
+    assert {one["run"]: one["states"] for one in said["runs"]} == {"a": {"done": 1}, "b": {"running": 1}}
+    assert figures["steps"] == [{"step": 10, "figures": figures["steps"][0]["figures"]}]
+    assert figures["steps"][0]["figures"]["rms"] == [0.5]
+    of_status = json.loads(dcp2hfd("status", "--json", state=tmp_path / "state"))["runs"]
+    assert shown["steps"] == next(one for one in of_status if one["run"] == "a")["steps"]
+
+
+def test_samples_go_with_their_run(make_run: MakeRun, tmp_path: Path, start: Start, address: str) -> None:
+    run, state = make_run("a", 10), tmp_path / "state"
+    orphan = state / "statistics" / "0123"
+    orphan.mkdir(parents=True)
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_succeeded")
+    assert not orphan.exists()
+    own = state / "statistics" / samples_name(str(run))
+    own.mkdir()  # the stand-in for the converter keeps none
+    shutil.rmtree(run)
+    wait_until(lambda: not own.exists())
+
+    assert json.loads(get(address, f"/statistics.json?run={quote(str(run))}")[1])["steps"] == []

@@ -8,24 +8,29 @@ from typing import Any
 
 import pytest
 
-from daemon import listener, logs
+from daemon import listener, logs, origin
 from daemon.listener import Answer, Listener
 from tests.daemon.asking import free_address
 
 
-def fails() -> Answer:
+def fails(query: str) -> Answer:
     raise RuntimeError("no page today")
 
 
-PAGES = {"/page": lambda: Answer(b"hello\n"), "/fails": fails, "/large": lambda: Answer(b"x" * (64 << 20))}
+PAGES = {
+    "/page": lambda query: Answer(b"hello\n"),
+    "/asked": lambda query: Answer(query.encode()),
+    "/fails": fails,
+    "/large": lambda query: Answer(b"x" * (64 << 20)),
+}
 
 
-def served(test: Callable[[str], Awaitable[None]]) -> str:
-    """Runs `test` with the address of a listener; returns what was logged."""
+def served(test: Callable[[str], Awaitable[None]], host: str = "127.0.0.1") -> str:
+    """Runs `test` with the address of a listener on `host`; returns what was logged."""
     said = StringIO()
 
     async def run() -> None:
-        address = free_address()
+        address = f"{host}:{free_address().rpartition(':')[2]}"
         listening = Listener(PAGES, logs.logger(said))
         await listening.open(address)
         try:
@@ -56,7 +61,8 @@ async def ask(address: str, request: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("request_", "status", "body"),
     [
-        (b"GET /page HTTP/1.1\r\nHost: x\r\n\r\n", b"200 OK", b"hello\n"),
+        (b"GET /page HTTP/1.1\r\nHost: localhost:9469\r\n\r\n", b"200 OK", b"hello\n"),
+        (b"GET /asked?run=%2Fr&x HTTP/1.1\r\n\r\n", b"200 OK", b"run=%2Fr&x"),
         (b"GET /page?a=b HTTP/1.0\r\n\r\n", b"200 OK", b"hello\n"),
         (b"HEAD /page HTTP/1.1\r\n\r\n", b"200 OK", b""),
         (b"GET /other HTTP/1.1\r\n\r\n", b"404 Not Found", b"Not Found\n"),
@@ -71,9 +77,58 @@ def test_a_request_has_one_answer_and_the_connection_ends(request_: bytes, statu
         head, _, found = (await ask(address, request_)).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 " + status + b"\r\n")
         assert b"\r\nConnection: close" in head
+        assert b"\r\nContent-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; connect" in head
+        assert b"\r\nX-Content-Type-Options: nosniff" in head
+        assert b"\r\nReferrer-Policy: no-referrer" in head
+        assert b"\r\nCache-Control: no-store" in head
         assert found == body
 
     served(test)
+
+
+OWN = ["localhost", "LocalHost:80", "127.0.0.1:9469", "127.8.9.1", "[::1]:9469", "dcp2hf.localhost:1", "localhost."]
+OTHERS = [
+    "evil.example",
+    "evil.example:9469",
+    "localhost.evil.example",
+    "10.0.0.1",
+    "127.0.0.1.evil.example",
+    "[fd00::1]",
+    "",
+]
+
+
+@pytest.mark.parametrize("host", OWN)
+def test_on_loopback_a_loopback_name_is_answered(host: str) -> None:
+    async def test(address: str) -> None:
+        said = await ask(address, f"GET /page HTTP/1.1\r\nhost:{host}\r\n\r\n".encode())
+        assert said.startswith(b"HTTP/1.1 200 ")
+
+    served(test)
+
+
+@pytest.mark.parametrize("host", OTHERS)
+def test_on_loopback_another_sites_name_is_refused_and_elsewhere_it_is_not(host: str) -> None:
+    async def refused(address: str) -> None:
+        said = await ask(address, f"GET /page HTTP/1.1\r\nX: localhost\r\nHost: {host}\r\n\r\n".encode())
+        assert said.startswith(b"HTTP/1.1 421 ")
+        assert b"hello" not in said
+        both = await ask(address, f"GET /page HTTP/1.1\r\nHost: localhost\r\nHost: {host}\r\n\r\n".encode())
+        assert both.startswith(b"HTTP/1.1 421 ")
+
+    async def answered(address: str) -> None:
+        said = await ask(
+            f"127.0.0.1:{address.rpartition(':')[2]}", f"GET /page HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        )
+        assert said.startswith(b"HTTP/1.1 200 ")
+
+    served(refused)
+    served(answered, host="0.0.0.0")
+
+
+def test_the_configured_name_is_a_name_of_ones_own() -> None:
+    assert origin.is_own(b"GET / HTTP/1.1\r\nHost: login1:9469\r\n\r\n", "Login1")
+    assert not origin.is_own(b"GET / HTTP/1.1\r\nHost: login2:9469\r\n\r\n", "login1")
 
 
 def test_a_head_that_is_too_long_is_refused() -> None:

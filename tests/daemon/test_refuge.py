@@ -153,6 +153,20 @@ def test_a_state_dir_that_is_wrong_is_no_failing_disk(tmp_path: Path) -> None:
         Kept(tmp_path / "file")
 
 
+def test_statistics_survive_a_state_dir_that_fails(kept: Callable[[], Kept], tmp_path: Path) -> None:
+    one = kept()
+    for step in (10, 20):
+        one.ledger.put(row(step))
+    one.ledger.put_statistics(row(10), {"rms": [1.0]})
+    with no_room():
+        one.ledger.put_statistics(row(20), {"rms": [2.0]})
+        assert one.ledger.is_away
+        assert [found.step for found in one.ledger.statistics("/r/a", 9)[0]] == [20, 10]
+    one.go_back()
+
+    assert [found.step for found in Ledger.open(tmp_path).statistics("/r/a", 9)[0]] == [20, 10]
+
+
 def test_calls_of_hooks_survive_a_state_dir_that_fails_and_are_not_made_twice(
     kept: Callable[[], Kept], tmp_path: Path
 ) -> None:

@@ -51,14 +51,14 @@ def test_every_key_becomes_a_flag_of_convert() -> None:
         hf_assets="/assets", tokenizer="/tok", logs_roots=("/l1", "/l2"), assets_roots=("/s",), path_map={"/old": "/new"},
         run_config_names=("train.json",), restrict_assets=True, roots=("/r",), before_publish=("card", "a b"), hook_timeout=7.0,
     )  # fmt: skip
-    argv = worker.command(Request("/r/a/step-1", "/r/a/hf", accept_copy=True), settings)
+    argv = worker.command(Request("/r/a/step-1", "/r/a/hf", accept_copy=True, samples="/s/statistics/a"), settings)
 
     assert argv[:5] == [sys.executable, "-P", "-m", "converter", "convert"]
     assert " ".join(argv[5:]) == (
         "--dcp-path /r/a/step-1 --output /r/a/hf --if-exists skip --dtype float16 --max-shard-size 5 --forward-check off "
         "--architecture run --metadata-memory-limit 7000000 --metadata-deadline 9.0 --threads 3 "
         '--before-publish ["card", "a b"] --hook-timeout 7.0 '
-        "--force --allow-routing-drift --accept-copy --hf-assets /assets --tokenizer /tok "
+        "--force --allow-routing-drift --accept-copy --statistics /s/statistics/a --hf-assets /assets --tokenizer /tok "
         "--logs-root /l1 --logs-root /l2 --assets-root /s --path-map /old=/new --run-config-name train.json "
         "--restrict-assets /r --restrict-assets /s --restrict-assets /new --events"
     )

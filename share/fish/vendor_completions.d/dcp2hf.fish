@@ -29,6 +29,7 @@ complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l metadata-deadline
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l before-publish -x  -d 'Sees the staging directory and may add files: ["card.py", "-v"].'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l sign -x  -d 'Leaves model.sig there, over all the rest; a JSON list as well.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l hook-timeout -x  -d 'Each of these commands may take.'
+complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l statistics -x -a '(__fish_complete_directories)' -d 'Say the RMS of weights and updates by layer; DIR keeps samples of one run.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l events -d 'One JSON object a line on stdout, and nothing else.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l help -d 'show what there is, and exit'
 complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -l sample -x  -d 'Only the N-th of T parts of the weights.'
