@@ -21,9 +21,12 @@ class Samples:
         self._ledger = ledger
 
     def folder(self, run: str, settings: Settings) -> str:
-        """Where a conversion keeps samples of the run at `run`; empty: it keeps none, as jobs elsewhere cannot."""
+        """Where a conversion keeps samples of the run at `run`; empty: it keeps none.
+
+        Jobs keep none: `state_dir` is of this host alone.
+        """
         where = self._ledger.folder
-        if not settings.statistics or settings.runner != "local" or where is None or self._ledger.is_away:
+        if not settings.statistics or where is None or self._ledger.is_away or settings.runner == "slurm":
             return ""
         return str(where / FOLDER / name(run))
 

@@ -28,8 +28,7 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
     jobs = ledger.last_jobs() if ledger is not None else {}
     for row in ledger.rows() if ledger is not None else ():
         run = runs.setdefault(row.run, {"root": row.root, "run": row.run_name, "path": row.run, "steps": []})
-        job, is_running = jobs.get(row.path), bool(daemons)
-        run["steps"].append(step(row, attempts.get(row.path, {}), is_running=is_running, job=job))
+        run["steps"].append(step(row, attempts.get(row.path, {}), jobs.get(row.path), is_running=bool(daemons)))
     made: Report = {
         "state_dir": str(folder),
         "daemons": [{"pid": d["pid"], "since": units.utc(d["since"]), "what": d["what"]} for d in daemons],
@@ -38,8 +37,8 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], made)
 
 
-def step(row: Row, attempt: dict[str, Any], *, is_running: bool, job: Job | None = None) -> StepReport:
-    """One step, with the last attempt and the last job at it; `is_running`: a daemon has this ledger in use."""
+def step(row: Row, attempt: dict[str, Any], job: Job | None, *, is_running: bool) -> StepReport:
+    """One step, with the last attempt at it and its job; `is_running`: a daemon has this ledger in use."""
     event = attempt.get("event", {})
     state = State.PENDING if row.state == State.RUNNING and not is_running else row.state
     return {

@@ -17,6 +17,7 @@ from daemon.listener import Answer
 from daemon.overview import Group
 from daemon.progress import Progress
 from daemon.records import Row
+from daemon.reports import StepReport
 from daemon.sources import Sources
 
 FILES = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/plots.js": ("plots.js", "text/javascript"), "/page.css": ("page.css", "text/css")}  # fmt: skip
@@ -105,9 +106,10 @@ class StatusPage:
         """These runs and their newest steps, in this order; those that nobody knows are left out."""
         self._look()
         groups = self._groups
-        steps: dict[str, list[tuple[Row, dict[str, Any]]]] = defaultdict(list)
+        jobs = self._s.ledger.last_jobs()
+        steps: dict[str, list[tuple[Row, StepReport]]] = defaultdict(list)
         for row, attempt in self._s.ledger.newest([run for run in runs if run in groups], each):
-            steps[row.run].append((row, attempt))
+            steps[row.run].append((row, status.step(row, attempt, jobs.get(row.path), is_running=True)))
         return {"runs": [_run_of(groups[run], found) for run in runs if (found := steps.get(run))]}
 
     def _look(self) -> None:
@@ -142,7 +144,7 @@ def _states(groups: Iterable[Group]) -> Counter[str]:
     return states
 
 
-def _run_of(groups: list[Group], steps: list[tuple[Row, dict[str, Any]]]) -> dict[str, Any]:
+def _run_of(groups: list[Group], steps: list[tuple[Row, StepReport]]) -> dict[str, Any]:
     states, row = _states(groups), steps[0][0]
     return {
         "root": row.root,
@@ -150,7 +152,7 @@ def _run_of(groups: list[Group], steps: list[tuple[Row, dict[str, Any]]]) -> dic
         "path": row.run,
         "changed": units.utc(max(group.updated for group in groups)),
         "states": states,
-        "steps": [status.step(row, attempt, is_running=True) for row, attempt in steps],
+        "steps": [step for _, step in steps],
         "left_out": states.total() - len(steps),
     }
 

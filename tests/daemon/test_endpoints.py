@@ -236,7 +236,7 @@ def test_what_runs_shows_with_its_progress_and_what_was_converted_with_its_stati
     (hanging / "behaviour").write_text("hang")
     daemon = start(str(tmp_path / "root"), DCP2HF_WORKERS="2")
     line = daemon.wait_for("conversion_succeeded")
-    wait_until(lambda: bool(json.loads(get(address, "/status.json")[1])["running"][0]["total"]))
+    wait_until(lambda: any(one["total"] for one in json.loads(get(address, "/status.json")[1])["running"]))
     time.sleep(FRESH)
     said = json.loads(get(address, "/status.json")[1])
     figures = json.loads(get(address, f"/statistics.json?run={quote(str(run))}")[1])
