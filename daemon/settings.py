@@ -205,7 +205,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         bool,
         Meta(
             description="Estimate the RMS of weights and of their updates by layer, for the status page; samples of each "
-            "run's newest steps are kept in `state_dir`.",
+            "run's newest steps are kept in `state_dir`. Conversions as jobs have none.",
             extra=_ROOT,
         ),
     ] = True
