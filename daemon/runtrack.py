@@ -61,7 +61,12 @@ class RunTrack:
             track = self.steps[number]
             if full or number == newest or (track.is_open and not track.is_stalled(now)):
                 self._look_at_step(number)
-            self._report(number, full=full and (number + self._rescans) % TURNS == 0)
+            self._report(number, full=full and self._has_turn(number, track))
+
+    def _has_turn(self, number: int, track: StepTrack) -> bool:
+        """Whether this rescan enters a step's published directories: of ours that seem outdated, each does."""
+        is_doubtful = any(p.facts.ours and not p.facts.up_to_date for p in track.published)
+        return is_doubtful or (number + self._rescans) % TURNS == 0
 
     def look_at(self, number: int, *, full: bool = False) -> None:
         """Looks at one step and reports it if it is news."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from converter import run_config, storage
+from converter import manifest, run_config, storage
 from daemon import messages
 from daemon.messages import Answer, Config, Gone, Run, RunGone, Said, Scanned, Step, Swept, Unreachable, answer_of
 from daemon.settings import Settings
@@ -328,6 +328,23 @@ def test_every_published_directory_is_entered_again_within_five_rescans(make_run
 
     assert sorted(step for turn in changed for step in turn) == [9, 10]
     assert max(map(len, changed)) == 1
+
+
+def test_a_published_directory_that_seemed_outdated_is_looked_at_again_at_the_next_rescan(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of it was not there for a moment, as NFS may say."""
+    run = make_run("a", 11)
+    (run / "step-11-hf").mkdir()
+    answers = iter([False, True])
+    monkeypatch.setattr(manifest, "read", lambda path: manifest.Manifest(11, "", "float32", 1, 0, 0, {}, "", {}, ()))
+    monkeypatch.setattr(manifest, "foreign_files", lambda path: [])
+    monkeypatch.setattr(manifest, "is_up_to_date", lambda path, **wish: next(answers))
+    look = Look(tmp_path / "root")
+
+    told = [m.published[0].up_to_date for after in (10.0, 121.0) for m in look.scan(after) if isinstance(m, Step)]
+
+    assert told == [False, True]
 
 
 def test_what_a_dead_owner_left_is_swept_and_a_rehearsal_sweeps_nothing(make_run: MakeRun, tmp_path: Path) -> None:
