@@ -15,6 +15,7 @@ from tests.daemon.running import clean
 from tests.documents import blocks
 from tests.documents.blocks import REPOSITORY, Block
 
+pytestmark = pytest.mark.slow
 DOCUMENTS = ("README.md", "docs/operators.md", "docs/researchers.md", "docs/contributors.md")
 RUN = BY_NAME["two_steps"]
 LAB = "tests/systemd"

@@ -13,6 +13,8 @@ import pytest
 from tests.installation.conftest import environment, pip
 from tests.labs.wheel import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 def files(*folders: str) -> set[str]:
     """Every file below these folders of the checkout, but what Python makes."""
