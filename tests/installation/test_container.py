@@ -39,7 +39,7 @@ def test_all_that_the_wheel_is_made_of_is_let_into_the_build() -> None:
     let = re.findall(r"(?m)^!(.+)$", (REPOSITORY / ".dockerignore").read_text())
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
     wanted = [
-        *project["packages"]["find"]["include"],
+        *(name.removesuffix(".*") for name in project["packages"]["find"]["include"]),
         *(name for names in project["data-files"].values() for name in names),
     ]
     wanted += ["pyproject.toml", "constraints.txt", "LICENSE"]
