@@ -57,5 +57,7 @@ QUIET = {
     "Lag: oldest complete step that is not converted A",
     "Steps in error A",
     "Phases, mean (some run side by side) A",
+    "Slurm jobs A",
+    "Slurm's commands, an hour A",
 }
-"""Nothing waits or is in error in the end; the stand-in for the converter has no phases."""
+"""Nothing waits or is in error in the end, nothing runs as a job; the stand-in for the converter has no phases."""
