@@ -202,12 +202,12 @@ def test_a_job_that_somebody_cancels_is_an_attempt_and_another_one_follows(site:
 
 def test_a_job_with_too_little_memory_is_tried_again_with_twice_as_much(site: Site) -> None:
     site.add("a", 10)
-    site.configure(memory="200MiB")
+    site.configure(memory="64MiB")
     daemon = site.start()
     daemon.wait_for("conversion_succeeded", seconds=PATIENCE)
     assert daemon.stop() == 0
     jobs = site.jobs()
-    assert [job.memory for job in jobs] == [(200 << 20) << i for i in range(len(jobs))]
+    assert [job.memory for job in jobs] == [(64 << 20) << i for i in range(len(jobs))]
     assert len(jobs) > 1
     assert {job.ending for job in jobs[:-1]} <= {"memory", "killed"}
     assert "memory" in daemon.events("conversion_failed")[0]["message"]
