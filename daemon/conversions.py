@@ -2,44 +2,30 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
 
 import msgspec
 
 from converter import layout
 from converter.errors import Retry
 from daemon import schedule, verdict, worker
-from daemon.hooks import NON_FINITE, Hooks
+from daemon.endings import Endings, Started, said_of
+from daemon.hooks import Hooks
 from daemon.ledger import Ledger
 from daemon.logs import Logger
-from daemon.messages import Gone, Step
-from daemon.news import AttemptEvents, News, fields_of
+from daemon.messages import Gone
+from daemon.news import AttemptEvents, News
 from daemon.progress import Progress
-from daemon.records import AttemptKey, Outcome, Row, State
+from daemon.records import Outcome, Row, State
 from daemon.room import Room
-from daemon.runner import Attempt, Command, Order, Runner
+from daemon.runner import Command, Order, Runner
 from daemon.runners import Runners, Slots
 from daemon.samples import Samples
 from daemon.schedule import Job
 from daemon.settings import Settings
 from daemon.tally import Tally
 from daemon.tracker import Tracked, Tracker
-from daemon.verdict import Block, Verdict
+from daemon.verdict import Verdict
 from daemon.watcher import RootWatcher
-
-
-class _Started(NamedTuple):
-    """An attempt, and what was so when it began."""
-
-    attempt: Attempt
-    runner: Runner
-    job: Job
-    facts: Step
-    row: Row
-    request: worker.Request
-    settings: Settings
-    key: AttemptKey
-    progress: Progress
 
 
 class Conversions:
@@ -68,13 +54,19 @@ class Conversions:
         self._wake = wake
         self._command = command
         self._runners = Runners(ledger, log, tally, clock=clock)
-        self._clock, self._jitter = clock, jitter
+        self._clock = clock
         self._samples = samples
         self._room = Room(log)
-        self._running: dict[str, tuple[_Started, asyncio.Task[None]]] = {}
+        self._running: dict[str, tuple[Started, asyncio.Task[None]]] = {}
         self._last_started: dict[str, float] = {}
-        self.failures = 0
+        self._endings = Endings(
+            tracker, ledger, news, hooks, self._room, once=once, look=self._look, clock=clock, jitter=jitter
+        )
+
+    @property
+    def failures(self) -> int:
         """Attempts that failed."""
+        return self._endings.failures
 
     def __len__(self) -> int:
         return len(self._running)
@@ -155,11 +147,7 @@ class Conversions:
             self._room.waits(job, lack)
             if self._once:  # its one attempt
                 self._tracker.tried.add(job.path)
-                self.failures += 1
-                log = self._tracker.step_log(job.root, self._tracker.waiting[job.path].facts)
-                log.error("conversion_failed", attempt=0, quarantined=False, retry_at=None, **lack)
-                row = self._tracker.row(job.root, self._tracker.waiting[job.path].facts)
-                self._hooks.failed(row, attempt=0, started=None, quarantined=False, retry_at=None, fields=lack)
+                self._endings.found_no_room(job, lack)
         return lack is None
 
     # One attempt
@@ -195,18 +183,18 @@ class Conversions:
             self._tracker.tried.add(job.path)
         self._tracker.keep(job.path, Tracked(job.root, facts, Verdict(State.RUNNING)))
         key = self._ledger.begin_attempt(row, now)
-        started = _Started(runner.attempt(order), runner, job, facts, row, request, settings, key, progress)
+        started = Started(runner.attempt(order), runner, job, facts, row, request, settings, key, progress)
         self._running[job.path] = (started, asyncio.create_task(self._see_through(started)))
         return True
 
-    async def _see_through(self, started: _Started) -> None:
+    async def _see_through(self, started: Started) -> None:
         job, row = started.job, started.row
         try:
             outcome = await started.attempt.run()
             ended = self._clock()
             self._samples.remember(row, outcome)
             if outcome.result == "succeeded":
-                self._hooks.succeeded(row, started=started.key.started, fields=_fields(started, outcome))
+                self._hooks.succeeded(row, started=started.key.started, fields=said_of(started, outcome))
             self._ledger.end_attempt(started.key, outcome, ended)
             if outcome.killed and job.root in self._watchers:
                 await self._watchers[job.root].sweep(started.request.folder, timeout=1.5)
@@ -217,13 +205,13 @@ class Conversions:
             self._tally.attempt(job.run, outcome, ended)
             match outcome.result:
                 case "succeeded" | "skipped":
-                    self._succeeded(started, outcome, latest)
+                    self._endings.succeeded(started, outcome, latest)
                 case "interrupted":
                     state = State.FAILED if row.attempts else State.PENDING
                     self._ledger.put(msgspec.structs.replace(row, state=state))
                     self._tracker.keep(job.path, Tracked(job.root, latest, Verdict(state)))
                 case _:
-                    self._failed(started, outcome, latest)
+                    self._endings.failed(started, outcome, latest)
             if is_gone:
                 self._tracker.on_gone(job.root, Gone(path=job.path))
             elif latest.answer.save_id != started.facts.answer.save_id:
@@ -232,80 +220,6 @@ class Conversions:
             del self._running[job.path]
             self._wake()
 
-    def _succeeded(self, started: _Started, outcome: Outcome, latest: Step) -> None:
-        job, row = started.job, started.row
-        self._room.was_enough(job.root)
-        fields = _fields(started, outcome)
-        output = fields["output"]
-        wish = verdict.wish(self._tracker.runs.get(job.run), started.settings)
-        if outcome.result == "skipped":
-            self._hooks.found_published(msgspec.structs.replace(row, output=output), before=started.key.started)
-        self._ledger.put(
-            msgspec.structs.replace(
-                row, state=State.DONE, reason="", error=None, hint="", attempts=0, next_attempt=None, wish=wish, output=output
-            )
-        )  # fmt: skip
-        self._tracker.published(job.path, latest)
-        log = self._tracker.step_log(job.root, latest)
-        if outcome.result == "succeeded":
-            log.info("conversion_succeeded", **fields)
-        else:
-            log.info("conversion_skipped", **fields | {"reason": "up_to_date"})
-
-    def _failed(self, started: _Started, outcome: Outcome, latest: Step) -> None:
-        job, row, settings = started.job, started.row, started.settings
-        now = self._clock()
-        follows = schedule.after_failure(
-            outcome,
-            row.attempts,
-            now=now,
-            grace_ends=now if self._once else (row.complete_at or now) + settings.config_grace,
-            pauses=self._room.was_full(job.root) if outcome.retry == Retry.SPACE else 0,
-            settings=settings,
-            jitter=self._jitter(),
-        )
-        why = {"error": outcome.error, "message": outcome.message, "hint": outcome.hint}
-        fields = why | ({"failed_path": outcome.path} if outcome.path else {})
-        fields |= {"figures": outcome.event["figures"]} if "figures" in outcome.event else {}
-        log, attempt = self._tracker.step_log(job.root, latest), row.attempts + 1
-        if outcome.error == NON_FINITE:
-            self._news.non_finite(log, row, outcome, now)
-        if follows.is_failure:
-            is_last = self._once or follows.state == State.QUARANTINED
-            self._hooks.failed(
-                row, attempt=attempt, started=started.key.started, quarantined=follows.state == State.QUARANTINED,
-                retry_at=None if is_last else follows.next_attempt, fields=fields,
-            )  # fmt: skip
-        self._ledger.put(
-            msgspec.structs.replace(
-                row,
-                state=follows.state,
-                reason=outcome.message,
-                error=outcome.error,
-                hint=outcome.hint,
-                attempts=follows.attempts,
-                next_attempt=follows.next_attempt,
-            )
-        )
-        self.failures += outcome.retry not in schedule.NO_FAILURE
-        judged = Verdict(follows.state, outcome.message, outcome.error, outcome.hint, follows.next_attempt or 0.0)
-        self._tracker.keep(job.path, Tracked(job.root, latest, judged))
-        self._news.failure(log, outcome, follows, attempt, fields)
-        if follows.state == State.UNSUPPORTED:
-            self._tracker.block(job.root, latest, Block(outcome.error or "", outcome.message, outcome.hint), fields)
-        if follows.pauses_root:
-            self._room.pause(job.root, follows.next_attempt or now, why)
-        if outcome.retry in (Retry.VANISHED, Retry.INCOMPLETE, Retry.SUSPECT):
-            # Scanner and converter did not agree about the step: it is looked at anew, but not in a tight circle.
-            asyncio.get_running_loop().call_later((follows.next_attempt or now) - now, self._look, job)
-
     def _look(self, job: Job) -> None:
         if job.root in self._watchers:
             self._watchers[job.root].look(job.path)
-
-
-def _fields(started: _Started, outcome: Outcome) -> dict[str, Any]:
-    """What is said of an attempt that ended well, in its line and to `on_success`."""
-    output = outcome.event.get("output") or f"{started.request.folder}/{layout.published_name(started.job.step)}"
-    own = {"attempt": started.row.attempts + 1, "seconds": outcome.seconds, "output": output}
-    return fields_of(outcome.event) | own

@@ -1,0 +1,145 @@
+"""Owns what follows an attempt that ended: its step's next state in the ledger and the tracker, and what is said of it."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from converter import layout
+from converter.errors import Retry
+from daemon import schedule, verdict, worker
+from daemon.hooks import NON_FINITE, Hooks
+from daemon.ledger import Ledger
+from daemon.messages import Step
+from daemon.news import News, fields_of
+from daemon.progress import Progress
+from daemon.records import AttemptKey, Outcome, Row, State
+from daemon.room import Room
+from daemon.runner import Attempt, Runner
+from daemon.schedule import Job
+from daemon.settings import Settings
+from daemon.tracker import Tracked, Tracker
+from daemon.verdict import Block, Verdict
+
+
+class Started(NamedTuple):
+    """An attempt, and what was so when it began."""
+
+    attempt: Attempt
+    runner: Runner
+    job: Job
+    facts: Step
+    row: Row
+    request: worker.Request
+    settings: Settings
+    key: AttemptKey
+    progress: Progress
+
+
+def said_of(started: Started, outcome: Outcome) -> dict[str, Any]:
+    """What is said of an attempt that ended well, in its line and to `on_success`."""
+    output = outcome.event.get("output") or f"{started.request.folder}/{layout.published_name(started.job.step)}"
+    own = {"attempt": started.row.attempts + 1, "seconds": outcome.seconds, "output": output}
+    return fields_of(outcome.event) | own
+
+
+class Endings:
+    """How attempts end."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        ledger: Ledger,
+        news: News,
+        hooks: Hooks,
+        room: Room,
+        *,
+        once: bool,
+        look: Callable[[Job], None],
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._tracker, self._ledger, self._news, self._hooks, self._room = tracker, ledger, news, hooks, room
+        self._once, self._look = once, look
+        self._clock, self._jitter = clock, jitter
+        self.failures = 0
+        """Attempts that failed."""
+
+    def succeeded(self, started: Started, outcome: Outcome, latest: Step) -> None:
+        """It published, or found its export published."""
+        job, row = started.job, started.row
+        self._room.was_enough(job.root)
+        fields = said_of(started, outcome)
+        output = fields["output"]
+        wish = verdict.wish(self._tracker.runs.get(job.run), started.settings)
+        if outcome.result == "skipped":
+            self._hooks.found_published(msgspec.structs.replace(row, output=output), before=started.key.started)
+        self._ledger.put(
+            msgspec.structs.replace(
+                row, state=State.DONE, reason="", error=None, hint="", attempts=0, next_attempt=None, wish=wish, output=output
+            )
+        )  # fmt: skip
+        self._tracker.published(job.path, latest)
+        log = self._tracker.step_log(job.root, latest)
+        if outcome.result == "succeeded":
+            log.info("conversion_succeeded", **fields)
+        else:
+            log.info("conversion_skipped", **fields | {"reason": "up_to_date"})
+
+    def failed(self, started: Started, outcome: Outcome, latest: Step) -> None:
+        """When it is tried again, if ever."""
+        job, row, settings = started.job, started.row, started.settings
+        now = self._clock()
+        follows = schedule.after_failure(
+            outcome,
+            row.attempts,
+            now=now,
+            grace_ends=now if self._once else (row.complete_at or now) + settings.config_grace,
+            pauses=self._room.was_full(job.root) if outcome.retry == Retry.SPACE else 0,
+            settings=settings,
+            jitter=self._jitter(),
+        )
+        why = {"error": outcome.error, "message": outcome.message, "hint": outcome.hint}
+        fields = why | ({"failed_path": outcome.path} if outcome.path else {})
+        fields |= {"figures": outcome.event["figures"]} if "figures" in outcome.event else {}
+        log, attempt = self._tracker.step_log(job.root, latest), row.attempts + 1
+        if outcome.error == NON_FINITE:
+            self._news.non_finite(log, row, outcome, now)
+        if follows.is_failure:
+            is_last = self._once or follows.state == State.QUARANTINED
+            self._hooks.failed(
+                row, attempt=attempt, started=started.key.started, quarantined=follows.state == State.QUARANTINED,
+                retry_at=None if is_last else follows.next_attempt, fields=fields,
+            )  # fmt: skip
+        self._ledger.put(
+            msgspec.structs.replace(
+                row,
+                state=follows.state,
+                reason=outcome.message,
+                error=outcome.error,
+                hint=outcome.hint,
+                attempts=follows.attempts,
+                next_attempt=follows.next_attempt,
+            )
+        )
+        self.failures += outcome.retry not in schedule.NO_FAILURE
+        judged = Verdict(follows.state, outcome.message, outcome.error, outcome.hint, follows.next_attempt or 0.0)
+        self._tracker.keep(job.path, Tracked(job.root, latest, judged))
+        self._news.failure(log, outcome, follows, attempt, fields)
+        if follows.state == State.UNSUPPORTED:
+            self._tracker.block(job.root, latest, Block(outcome.error or "", outcome.message, outcome.hint), fields)
+        if follows.pauses_root:
+            self._room.pause(job.root, follows.next_attempt or now, why)
+        if outcome.retry in (Retry.VANISHED, Retry.INCOMPLETE, Retry.SUSPECT):
+            # Scanner and converter did not agree about the step: it is looked at anew, but not in a tight circle.
+            asyncio.get_running_loop().call_later((follows.next_attempt or now) - now, self._look, job)
+
+    def found_no_room(self, job: Job, lack: dict[str, Any]) -> None:
+        """The one attempt of `--once` was not to be."""
+        facts = self._tracker.waiting[job.path].facts
+        self.failures += 1
+        log = self._tracker.step_log(job.root, facts)
+        log.error("conversion_failed", attempt=0, quarantined=False, retry_at=None, **lack)
+        row = self._tracker.row(job.root, facts)
+        self._hooks.failed(row, attempt=0, started=None, quarantined=False, retry_at=None, fields=lack)
