@@ -26,7 +26,7 @@ test: venv
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: venv
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
 
 # A soak: training and accidents against real daemons (docs/soak.md). SEED=N plays again what that seed plays.
 STEPS ?= 200

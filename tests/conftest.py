@@ -17,6 +17,12 @@ from tests.build.cases import Case
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a folder share its machines, clusters and servers: one process runs them all (`--dist loadgroup`)."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
 @pytest.fixture(scope="session")
 def checkpoints(request: pytest.FixtureRequest) -> Path:
     """The folder `out` that the paths of a Case take: read only, every case built.
