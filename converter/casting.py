@@ -52,6 +52,10 @@ class Caster:
             return raw, counts
         kind, mask, infinity = _BITS[self.source]
         bits = raw.view(kind)
+        if (self.source, self.target) == ("float32", "bfloat16"):
+            out = self._round(bits)
+            if self._is_plain(out):
+                return out.view(np.uint8), counts
         magnitude = self._space(bits.size, kind, 0)
         np.bitwise_and(bits, kind(mask), out=magnitude)
         if magnitude.max(initial=0) >= infinity:
@@ -59,7 +63,7 @@ class Caster:
             counts.nan = int(np.count_nonzero(magnitude > infinity))
         if self.source == self.target:
             return raw, counts
-        out = self._round(bits) if (self.source, self.target) == ("float32", "bfloat16") else self._convert(raw)
+        out = self._convert(raw)
         narrows = (
             self.source == "float64"
             or self.source == "float32"
@@ -89,7 +93,16 @@ class Caster:
         out[...] = work
         return out
 
+    def _is_plain(self, out: Array) -> bool:
+        """Whether nothing is to be counted. Rounding turns whatever is NaN, infinite or too large into infinity or more, or
+        carries it past the sign into zero; what is lost to zero is zero."""
+        _, mask, infinity = _BITS["bfloat16"]
+        cast = np.bitwise_and(out, np.uint16(mask), out=self._space(out.size, np.uint16, 0))
+        return bool(cast.min(initial=mask) > 0 and cast.max(initial=0) < infinity)
+
     def _convert(self, raw: NDArray[np.uint8]) -> Array:
+        if (self.source, self.target) == ("float32", "bfloat16"):
+            return self._round(raw.view(np.uint32))
         if self.source == "bfloat16":
             wide = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         else:

@@ -21,6 +21,9 @@ from converter.files import fsync_directory, read_into, walk
 from converter.manifest import FileEntry
 from converter.traffic import Traffic
 
+AHEAD = 32 << 20
+"""Bytes of a file asked for before they are read back: the disk works while we hash. Left to the kernel's own read-ahead, reading
+back 1.2 GB took 1.7 to 2.9 s instead of 1.2, most of them in the kernel."""
 Writes = list[tuple[int, int, int]]
 """(position, length, CRC32) of each write to a file."""
 
@@ -134,13 +137,16 @@ def read_back(
     try:
         size = os.fstat(fd).st_size
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # a longer read-ahead: the disk works while we hash
+        asked = 0
         digest = hashlib.sha256()
         at = 0
         buffer = bytearray(max((length for _, length, _ in written), default=0))
         for position, length, crc in sorted(written):
             twice = f"bytes {min(at, position):,} to {max(at, position):,} were written twice or not at all"
             check_same(path, position == at, twice)
+            if position + AHEAD - asked >= AHEAD // 8:
+                os.posix_fadvise(fd, asked, position + AHEAD - asked, os.POSIX_FADV_WILLNEED)
+                asked = position + AHEAD
             view = memoryview(buffer)[:length]
             there = read_into(fd, view, position) == length and crc32(view) == crc
             check_same(path, there, f"the {length:,} bytes at {position:,} read back are not those written")
