@@ -18,6 +18,12 @@ from converter.recorded import Recorded, is_below, read_asset
 from converter.run_config import RunConfig
 from converter.vocabulary import added_ids, highest_id
 
+_OF_READERS = frozenset({
+    "transformers_weights", "fusion_config", "attn_implementation", "_attn_implementation", "experts_implementation",
+    "_experts_implementation", "return_dict", "output_attentions", "output_hidden_states",
+})  # fmt: skip
+"""Keys of a config.json that say how transformers 5 loads and runs a model, not which it is: an export has none of them, or it
+would be read from other files than its own, or with kernels that a reader may lack."""
 _MOST_LAYERS = 1000
 """Ten times as many as the largest Qwen3 has; transformers 5 lists a type for each at once."""
 _NEWER_CLASSES = frozenset({"TokenizersBackend", "PythonBackend", "SentencePieceBackend"})
@@ -64,6 +70,7 @@ def read(step: Path, run: RunConfig, search: Search) -> Assets:
             "the base assets have no config.json", path=base_path, hint="name the right folder with --hf-assets"
         )
     base = _json(base_path / "config.json", payload, "--hf-assets")
+    base = {key: value for key, value in base.items() if key not in _OF_READERS}
     layers = base.get("num_hidden_layers", 1)
     if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
         raise errors.AssetsInvalid(

@@ -49,7 +49,7 @@ def convert_step(step: Path, options: Options, report: Report, prover: Callable[
         if "start new thread" not in str(error):
             raise
         raise errors.MachineFailure(
-            "no more threads can be started", path=step, hint="fewer --threads, or more memory (memory_limit) or tasks"
+            "no more threads can be started", path=step, hint="fewer --threads, or more memory or tasks"
         ) from error
     except OSError as error:
         if _is_gone(step):
@@ -191,6 +191,6 @@ def check_bias(step: Path, outcome: Outcome, options: Options, asking: Asking) -
     often = f"; routing changes for {drift:.0%} of the check's tokens and layers" if drift is not None else ""
     raise errors.RoutingDrift(
         f"the MoE balancing bias is up to {outcome.largest_bias:.4g}, and HF's model has no place for it{often}", path=step,
-        hint="publish all the same with --allow-routing-drift (dcp2hfd: allow_routing_drift = true)",
+        hint="publish all the same with --allow-routing-drift",
         figures={"largest_bias": outcome.largest_bias, "routing_changed": drift},
     )  # fmt: skip

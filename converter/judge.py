@@ -63,10 +63,14 @@ def judge(expected: Pass, got: Pass, staging: Path) -> Fidelity:
     x, y, sure = expected.logits, got.logits, expected.sure
     assert sure is not None
     assert x.shape == y.shape
-    rows = list(zip(x, y, strict=True))  # one at a time: whole, six copies of the logits were the peak of all the memory
+    rows = list(
+        zip(x, y, strict=True)
+    )  # one at a time: whole, six copies of the logits were the peak of all the memory
     apart = torch.stack([(a - b).abs().max() for a, b in rows])
     counted = sure | (apart <= TOLERANCE)  # a NaN is no number below the tolerance
-    kl = torch.stack([F.kl_div(b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="sum") for a, b in rows])
+    kl = torch.stack(
+        [F.kl_div(b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="sum") for a, b in rows]
+    )
     found = Fidelity(
         max_abs_difference=_largest(apart[counted]), kl_divergence=float(kl[counted].mean()),
         top1_agreement=float((x.argmax(-1) == y.argmax(-1)).float().mean()), positions=len(sure), near_ties=int((~sure).sum()),

@@ -114,7 +114,7 @@ def _wait_until_settled(
         raise errors.StepSuspect(
             f"the step is suspect: {reason}",
             path=step,
-            hint="if it is a whole copy, say --accept-copy (dcp2hfd: retry --accept-copy)",
+            hint="if it is a whole copy, say --accept-copy",
         )
     if state != "complete" and wait:
         options.sleep(SETTLE_SECONDS if state == "settling" else COPY_WATCH_SECONDS)

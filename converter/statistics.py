@@ -8,7 +8,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,44 +31,63 @@ _DIGITS = 6
 
 
 @dataclass
+class _Squares:
+    """A sum of squares over all elements of a part, as the samples let one estimate it."""
+
+    sum: float = 0.0
+    variance: float = 0.0
+    """Of that estimate."""
+
+    def add(self, values: Any, elements: int) -> None:
+        """Adds a tensor of so many elements by the values at its positions."""
+        share, squares = weights(elements), values * values
+        mean = float(share @ squares)
+        self.sum += elements * mean
+        if squares.size < elements:
+            self.variance += elements**2 * float(share @ (squares - mean) ** 2) / squares.size
+
+    def rms(self, elements: int) -> float:
+        return math.sqrt(self.sum / elements)
+
+    def error(self, elements: int) -> float:
+        """One standard error of `rms`."""
+        return math.sqrt(self.variance) / (2 * elements * self.rms(elements)) if self.sum else 0.0
+
+
+@dataclass
 class _Sum:
     """What adds up to the figures of one part."""
 
     elements: int = 0
-    squares: float = 0.0
-    """Estimated sum over all elements."""
-    variance: float = 0.0
-    """Of that estimate."""
-    changes: float | None = 0.0
-    """The same sum of the change since another step; None where a tensor of the part cannot be compared."""
+    weights: _Squares = field(default_factory=_Squares)
+    changes: _Squares | None = field(default_factory=_Squares)
+    """Of the change since another step; None where a tensor of the part cannot be compared."""
 
     def add(self, sample: Sample, before: Any) -> None:
         """Adds a tensor; `before` are its values in the other step, or None."""
-        share, values = weights(sample.elements), sample.values.astype(np.float64)
-        squares = values * values
-        mean = float(share @ squares)
+        values = sample.values.astype(np.float64)
         self.elements += sample.elements
-        self.squares += sample.elements * mean
-        if squares.size < sample.elements:
-            spread = float(share @ (squares - mean) ** 2) / squares.size
-            self.variance += sample.elements**2 * spread
-        if before is None or self.changes is None:
+        self.weights.add(values, sample.elements)
+        if before is None:
             self.changes = None
-        else:
-            self.changes += sample.elements * float(share @ (values - before) ** 2)
+        elif self.changes is not None:
+            self.changes.add(values - before, sample.elements)
 
     @property
     def rms(self) -> float:
-        return math.sqrt(self.squares / self.elements)
+        return self.weights.rms(self.elements)
 
     @property
     def error(self) -> float:
-        """One standard error of `rms`."""
-        return math.sqrt(self.variance) / (2 * self.elements * self.rms) if self.squares else 0.0
+        return self.weights.error(self.elements)
 
     @property
     def change(self) -> float | None:
-        return None if self.changes is None else math.sqrt(self.changes / self.elements)
+        return None if self.changes is None else self.changes.rms(self.elements)
+
+    @property
+    def change_error(self) -> float | None:
+        return None if self.changes is None else self.changes.error(self.elements)
 
 
 class Gathering:
@@ -90,7 +109,8 @@ class Gathering:
     def finish(self, plan: Plan) -> tuple[dict[str, Any], list[str]]:
         """The figures, compared with the nearest step that is kept, and warnings; keeps the samples for the next step.
 
-        Figures are `{"compared_with", "parts", "rms", "rms_error", "update", "added_rows"}`, the middle four as columns.
+        Figures are `{"compared_with", "parts", "rms", "rms_error", "update", "update_error", "added_rows"}`, all but the first and last
+        as columns.
         Files that cannot be read or written are warnings: what is published is right without them.
         """
         warnings: list[str] = []
@@ -133,6 +153,7 @@ class Gathering:
             "rms": _rounded(sums[part].rms for part in named),
             "rms_error": _rounded(sums[part].error for part in named),
             "update": _rounded(changes) if is_compared else None,
+            "update_error": _rounded(sums[part].change_error for part in named) if is_compared else None,
             "added_rows": self._of_added_rows(),
         }
 

@@ -16,7 +16,7 @@ from converter.columns import allow_any_character
 from converter.errors import printable
 from daemon import config
 from daemon.config import SettingsError
-from daemon.database import LedgerError
+from daemon.database import LedgerError, LedgerNewer
 from daemon.ledger import Ledger
 from daemon.settings import Settings
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(options.go(options))
     except (SettingsError, LedgerError) as error:
         print(f"dcp2hfd: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, SettingsError) else 1
+        return USAGE if isinstance(error, SettingsError | LedgerNewer) else 1  # the unit is not started again for ever
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is left in the buffer has no reader
         return 1
@@ -120,14 +120,15 @@ def _run(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from daemon import status
 
-    folder = config.state_dir(config.load(config=options.config))
+    settings = config.load(config=options.config)
+    folder, address = config.state_dir(settings), settings.metrics_address
     allow_any_character(sys.stdout)
     if options.watch:
         if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
             print("dcp2hfd: --watch needs a terminal that can be redrawn; for scripts there is --json", file=sys.stderr)
             return USAGE
-        return _watch(folder)
-    found = status.look(folder)
+        return _watch(folder, address)
+    found = status.look(folder, address)
     if options.json:
         print(status.as_json(found))
     elif sys.stdout.isatty():
@@ -139,12 +140,12 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _watch(folder: Path) -> int:
+def _watch(folder: Path, address: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the terminal gets its screen back
     try:
         from daemon import screen, status
 
-        screen.watch(status.looking(folder))
+        screen.watch(status.looking(folder, address))
     except KeyboardInterrupt:
         return 0
 

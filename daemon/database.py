@@ -84,6 +84,10 @@ class LedgerError(Exception):
     """The ledger cannot be used; the message says which and what to do."""
 
 
+class LedgerNewer(LedgerError):
+    """A later version wrote the ledger: starting again changes nothing."""
+
+
 class DiskFailure(LedgerError):
     """The disk that holds the ledger is full or fails, or another process keeps it: later may go better."""
 
@@ -120,15 +124,6 @@ def error_kind(error: Exception) -> type[LedgerError]:
         return DiskFailure if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE) else LedgerError
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return DiskFailure if code in _DISK else LedgerDamaged if code in _DAMAGE else LedgerError
-
-
-def set_aside(folder: Path) -> Path:
-    """Moves a damaged ledger out of the way; returns where it is now. Raises OSError."""
-    aside = folder / f"{NAME}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-    for suffix in ("-wal", "-shm", ""):
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(folder / f"{NAME}{suffix}", f"{aside}{suffix}")
-    return aside
 
 
 def in_memory() -> Connection:
@@ -197,7 +192,7 @@ def transaction(db: Connection) -> Iterator[None]:
 def _check_version(db: sqlite3.Connection, path: Path) -> int:
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if version > len(MIGRATIONS):
-        raise LedgerError(
+        raise LedgerNewer(
             f"the ledger is from a newer dcp2hf (schema {version}, this one knows {len(MIGRATIONS)}): {path}; "
             "use that version, or move the ledger away (conversions are recognised by their manifests)"
         )

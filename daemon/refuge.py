@@ -7,6 +7,7 @@ directories are recognised by their manifests.
 import contextlib
 import functools
 import inspect
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ class KeptLedger(Ledger):
     def _replace(self, problem: Exception) -> database.Connection:
         """A new ledger in place of a damaged one. Raises LedgerError."""
         try:
-            aside = database.set_aside(self.folder)
+            aside = _set_aside(self.folder)
         except OSError as error:
             raise DiskFailure(str(error)) from None
         hint = "a new one is begun: conversions are recognised by their manifests"
@@ -116,6 +117,15 @@ def _survives(method: Callable[..., Any]) -> Callable[..., Any]:
 for _name, _method in inspect.getmembers(Ledger, inspect.isfunction):
     if _name not in vars(KeptLedger) and not _name.startswith("_"):
         setattr(KeptLedger, _name, _survives(_method))
+
+
+def _set_aside(folder: Path) -> Path:
+    """Moves a damaged ledger out of the way; returns where it is now. Raises OSError."""
+    aside = folder / f"{database.NAME}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    for suffix in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder / f"{database.NAME}{suffix}", f"{aside}{suffix}")
+    return aside
 
 
 def _merge(memory: database.Connection, path: Path) -> None:

@@ -18,6 +18,14 @@ class JobReport(TypedDict):
     output: Annotated[str, Meta(description="The file with all that it printed.")]
 
 
+class ProgressReport(TypedDict):
+    """How far a running conversion is, by its daemon."""
+
+    phase: str
+    done: Annotated[int, Meta(description="Bytes; layers of the phase `forward`.")]
+    total: Annotated[int, Meta(description="0 where there is nothing to count.")]
+
+
 class StepReport(TypedDict):
     """The newest save of a step."""
 
@@ -38,6 +46,9 @@ class StepReport(TypedDict):
     retry_at: Annotated[_Time | None, Meta(description="When a failed step is tried again.")]
     last_attempt_at: _Time | None
     job: Annotated[JobReport | None, Meta(description="The last one of this save, where it had one.")]
+    progress: Annotated[
+        ProgressReport | None, Meta(description="While it runs, where the daemon answers on metrics_address.")
+    ]
 
 
 class RunReport(TypedDict):

@@ -1,5 +1,6 @@
 """Owns what a converter says of itself, wherever it runs: which of its lines are events, and what its end amounts to. Pure."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -11,6 +12,29 @@ ENDS = {"conversion_succeeded": "succeeded", "conversion_skipped": "skipped", "c
 """Events that end a conversion, and its result."""
 MOST_OUTPUT = 100
 """Lines of other output that are logged for one attempt."""
+
+
+_KEYS = {
+    "accept-copy": "dcp2hfd retry --accept-copy",
+    "allow-routing-drift": "allow_routing_drift",
+    "architecture": "architecture =",
+    "assets-root": "assets_roots",
+    "dtype": "dtype",
+    "force": "overwrite_foreign",
+    "hf-assets": "hf_assets",
+    "logs-root": "logs_roots",
+    "output": "output",
+    "path-map": "path_map",
+    "run-config": "run_config_names",
+    "threads": "threads",
+    "tokenizer": "tokenizer",
+}
+"""A flag of `dcp2hf convert` that hints name -> what an operator of dcp2hfd says instead."""
+
+
+def in_keys(hint: str) -> str:
+    """A converter's hint as people read it who write a configuration, not a command line."""
+    return re.sub(r"--([a-z][a-z-]*)", lambda flag: _KEYS.get(flag[1], flag[0]), hint)
 
 
 class _Figures(msgspec.Struct, frozen=True):
@@ -69,6 +93,6 @@ def _failed(event: dict[str, Any]) -> Outcome:
         error=str(event.get("error", "ConversionError")),
         message=str(event.get("message", "")),
         path=str(event.get("path", "")),
-        hint=str(event.get("hint", "")),
+        hint=in_keys(str(event.get("hint", ""))),
         retry=Retry(retry) if retry in Retry.__members__.values() else Retry.BACKOFF,
     )

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from converter.columns import columns
 from converter.errors import printable
-from daemon import database, units
+from daemon import database, live, units
 from daemon.jobbook import Job
 from daemon.ledger import Ledger
 from daemon.records import Row, State
@@ -59,6 +59,7 @@ def step(row: Row, attempt: dict[str, Any], job: Job | None, *, is_running: bool
         "retry_at": units.utc(row.next_attempt) if row.next_attempt is not None and row.state == State.FAILED else None,
         "last_attempt_at": units.utc(attempt["started"]) if attempt else None,
         "job": _job(job) if job is not None else None,
+        "progress": None,
     }
 
 
@@ -74,17 +75,22 @@ def _job(job: Job) -> JobReport:
     }
 
 
-def look(folder: Path) -> dict[str, Any]:
-    """The status of the ledger in `folder`, opened for reading and closed again. Raises LedgerError."""
+def look(folder: Path, address: str = "") -> dict[str, Any]:
+    """The status of the ledger in `folder`, opened for reading and closed again; progress as the daemon at `address` says.
+
+    Raises LedgerError.
+    """
     ledger = Ledger.read(folder)
     try:
-        return report(ledger, folder)
+        found = report(ledger, folder)
+        live.add_progress(found, address)
+        return found
     finally:
         if ledger is not None:
             ledger.close()
 
 
-def looking(folder: Path) -> Callable[[], dict[str, Any]]:
+def looking(folder: Path, address: str = "") -> Callable[[], dict[str, Any]]:
     """`look` for somebody who looks again and again: reads 10,000 steps anew only where something was written.
 
     Who runs is asked each time: a daemon that is killed writes nothing.
@@ -99,6 +105,7 @@ def looking(folder: Path) -> Callable[[], dict[str, Any]]:
             now = (written, ledger and ledger.daemons())
             if now != before:
                 before, found = now, report(ledger, folder)
+            live.add_progress(found, address)
         finally:
             if ledger is not None:
                 ledger.close()
@@ -142,12 +149,13 @@ def size(step: dict[str, Any]) -> str:
 
 def brief(step: dict[str, Any], now: float) -> str:
     """What a step that is not done failed with, and in how long it is tried again; empty if there is nothing to say."""
-    return printable(", ".join(filter(None, (step["error"], _again(step, now), _of_job(step)))))
+    said = (live.text(step["progress"]), step["error"], _again(step, now), _of_job(step))
+    return printable(", ".join(filter(None, said)))
 
 
 def why(step: dict[str, Any], now: float) -> str:
     """All that is said of a step that is not done; nothing in it that a terminal obeys."""
-    said = ": ".join(filter(None, (step["error"], step["reason"])))
+    said = ": ".join(filter(None, (live.text(step["progress"]), step["error"], step["reason"])))
     said = "; ".join(filter(None, (said, step["hint"], _of_job(step))))
     again = _again(step, now)
     return printable(f"{said} ({again})" if again else said)

@@ -114,6 +114,7 @@ class Tracker:
             next_attempt=judged.not_before or None,
             answer=facts.answer if is_final and facts.answer.fingerprint else None,
             wish=verdict.wish(run, settings) if is_done else row.wish,
+            output=row.output or (verdict.output(facts) if is_done else None),
         )
         if new != before:
             self._tell_hooks(before if is_same_save else None, new)

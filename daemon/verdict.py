@@ -1,5 +1,6 @@
 """Owns the judgement of one step: from what the scanner saw and what the ledger remembers, the state it is in. Pure."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from converter import layout
@@ -102,6 +103,15 @@ def place(step: Step, run: Run | None, settings: Settings) -> str:
         return settings.output
     keep = run.config.keep_latest_k if run is not None and run.config is not None else None
     return "subdirectory" if keep == 2 or export_bytes(step, run, settings) > settings.max_shard_size else "alongside"
+
+
+def output(step: Step) -> str | None:
+    """Where a step is published that nobody here converted."""
+    for found in step.published:
+        if found.ours and found.up_to_date:
+            where = Path(step.run)
+            return str(layout.published_path(where, step.step, subdirectory=found.place == "subdirectory"))
+    return None
 
 
 def folder(step: Step, run: Run | None, settings: Settings) -> str:

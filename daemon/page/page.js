@@ -175,17 +175,17 @@ function plots(steps, said) {
   const others = parts.filter((part) => !/^\d+$/.test(part));
   const of = (column, part) => known.map((one) => one[column]?.[one.parts.indexOf(part)] ?? null);
   const series = (column, chosen, name) => chosen.map((part) => ({ name: name(part), part, values: of(column, part) }));
-  const error = (at, line) => {
-    const found = line.part === undefined ? null : of("rms_error", line.part)[at];
+  const error = (column) => (at, line) => {
+    const found = line.part === undefined ? null : of(column, line.part)[at];
     return found ? ` ± ${digits((100 * found) / line.values[at])} %` : "";
   };
   const against = (at) => (known[at].compared_with === null ? "" : ` against step ${known[at].compared_with.toLocaleString("en")}`);
   const found = [];
   if (known.length) {
     found.push(
-      plot({ title: "Weights by layer", note: "RMS of all weights of a layer", axis: "RMS", steps: over, series: series("rms", layers, (n) => `layer ${n}`), say: error }),
-      plot({ title: "Updates by layer", note: "RMS of the change since the step compared with", axis: "RMS of change", isLog: true, steps: over, series: series("update", layers, (n) => `layer ${n}`), about: against }),
-      plot({ title: "Outside the layers", note: "RMS of weights", axis: "RMS", isLog: true, steps: over, series: series("rms", others, (n) => n), say: error }),
+      plot({ title: "Weights by layer", note: "RMS of all weights of a layer", axis: "RMS", steps: over, series: series("rms", layers, (n) => `layer ${n}`), say: error("rms_error") }),
+      plot({ title: "Updates by layer", note: "RMS of the change since the step compared with", axis: "RMS of change", isLog: true, steps: over, series: series("update", layers, (n) => `layer ${n}`), about: against, say: error("update_error") }),
+      plot({ title: "Outside the layers", note: "RMS of weights", axis: "RMS", isLog: true, steps: over, series: series("rms", others, (n) => n), say: error("rms_error") }),
     );
     const added = known.map((one) => one.added_rows);
     const last = added.findLast((one) => one);

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from converter import errors
 from converter.assets import Search
@@ -35,6 +36,22 @@ def test_base_assets_of_another_family_are_refused(
     assert "is no qwen3's" in error.what
     assert "llama" not in error.what
     assert error.path.startswith(str(folder))
+
+
+def test_keys_that_say_how_a_reader_loads_a_model_do_not_reach_the_export(
+    copy_step: CopyStep, base_assets: BaseAssets, convert: Convert
+) -> None:
+    keys = {
+        "transformers_weights": "other.safetensors",
+        "attn_implementation": "flash_attention_2",
+        "return_dict": False,
+    }
+    folder = base_assets(TIED, **keys)
+    done = convert(copy_step(TIED), search=Search(hf_assets=folder))
+    written = json.loads((done.published / "config.json").read_text())
+
+    assert not keys.keys() & written.keys()
+    AutoModelForCausalLM.from_pretrained(done.published, attn_implementation="sdpa")
 
 
 @pytest.mark.parametrize(("of", "other"), [(TIED, MOE), (MOE, TIED)])
