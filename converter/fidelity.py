@@ -22,7 +22,17 @@ from converter.chunks import Shards
 from converter.exports import INDEX
 from converter.files import parse_json
 from converter.judge import TIE_MARGIN, Pass, routing_margin
-from converter.streamed import DCPSource, HFExperts, HFSource, Source, StackedSource, TitanExperts, fill, linear
+from converter.streamed import (
+    DCPSource,
+    HFExperts,
+    HFSource,
+    Scratch,
+    Source,
+    StackedSource,
+    TitanExperts,
+    fill,
+    linear,
+)
 from converter.traffic import Traffic
 
 Progress = Callable[[int, int], None]
@@ -47,9 +57,10 @@ def titan_forward(
     changed: list[Tensor] = []
     with torch.inference_mode():
         sources: dict[str, Source] = {}
+        scratch = Scratch()
         for name, items in tensors.items():
             cast = "float32" if name.endswith(qwen3.BIAS) else dtype
-            parts = [DCPSource(shards, part, cast) for part in items]
+            parts = [DCPSource(shards, part, cast, scratch) for part in items]
             sources[name] = parts[0] if len(parts) == 1 else StackedSource(parts)
         _fill_titan(model, sources, config, found)
         for hf_name, name in qwen3.modules(len(model.layers)).items():
@@ -216,11 +227,12 @@ def _opened(staging: Path, traffic: Traffic) -> Iterator[dict[str, Source]]:
     index = staging / INDEX
     where = parse_json(index.read_bytes())["weight_map"] if index.exists() else None
     names = sorted(set(where.values())) if where is not None else ["model.safetensors"]
+    scratch = Scratch()
     fds = {name: os.open(staging / name, os.O_RDONLY | os.O_CLOEXEC) for name in names}
     try:
         entries = [entry for name in names for entry in hf_step.header(staging / name)[0]]
         yield {
-            entry.name: HFSource(fds[entry.file], entry.position, entry.shape, entry.dtype, traffic)
+            entry.name: HFSource(fds[entry.file], entry.position, entry.shape, entry.dtype, traffic, scratch)
             for entry in entries
             if where is None or where.get(entry.name) == entry.file
         }

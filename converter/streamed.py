@@ -4,9 +4,8 @@ Needs torch. Everything around them (attention, norms, rope, routing, wiring) st
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,18 +27,39 @@ class Source(Protocol):
     columns: int
 
     def read(self, first: int, last: int, matrix: int = 0) -> Tensor:
-        """Rows `first` to `last` (one past) of a matrix, float32."""
+        """Rows `first` to `last` (one past) of a matrix, float32; valid until the next read with the same Scratch."""
 
 
-def _to_tensor(raw: np.ndarray[Any, np.dtype[np.uint8]], dtype: str) -> Tensor:
-    return torch.from_numpy(raw).view(getattr(torch, dtype))
+class Scratch:
+    """The memory that one pass reads all its rows into, held until the pass is over.
+
+    Were it freed and asked for again, what the pass keeps in between (outputs, experts' answers) would be cut out of it, and the
+    next block need memory of its own: 1.5 GB for 640 experts. Not for two threads.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, use: str, size: int) -> Tensor:
+        """`size` bytes, uint8; what `use` was given before is overwritten."""
+        held = self._held.get(use)
+        if held is None or held.numel() < size:
+            held = self._held[use] = torch.empty(max(size, BLOCK), dtype=torch.uint8)
+        return held[:size]
+
+    def cast(self, values: Tensor, dtype: torch.dtype, use: str) -> Tensor:
+        """The values in another dtype, or as they are."""
+        if values.dtype == dtype:
+            return values
+        return self.take(use, values.numel() * dtype.itemsize).view(dtype).view(values.shape).copy_(values)
 
 
 class DCPSource:
     """Rows of a tensor as the checkpoint holds them, put together and cast to the export's dtype by torch."""
 
-    def __init__(self, shards: Shards, tensor: TensorItems, cast: str):
+    def __init__(self, shards: Shards, tensor: TensorItems, cast: str, scratch: Scratch):
         self._shards, self._dtype, self._cast = shards, getattr(torch, tensor.dtype), getattr(torch, cast)
+        self._scratch = scratch
         self._stacked = len(tensor.shape) == 3
         shape = tensor.shape[1:] if self._stacked else tensor.shape
         self.rows, self.columns = shape if len(shape) == 2 else (shape[0], 1)
@@ -58,16 +78,18 @@ class DCPSource:
                 continue
             before = (matrix - slab) * (bottom - top) + low - top
             size = width * self._dtype.itemsize
-            raw = np.empty((high - low) * size, np.uint8)
-            self._shards.pread_into(payload.file, raw, payload.position + before * size)
-            part = torch.from_numpy(raw).view(self._dtype).view(high - low, width)
+            raw = self._scratch.take("raw", (high - low) * size)
+            self._shards.pread_into(payload.file, raw.numpy(), payload.position + before * size)
+            part = raw.view(self._dtype).view(high - low, width)
             if part.shape == shape:
                 out = part
                 break
-            out = torch.empty(shape, dtype=self._dtype) if out is None else out
+            if out is None:
+                whole = self._scratch.take("whole", shape[0] * shape[1] * self._dtype.itemsize)
+                out = whole.view(self._dtype).view(shape)
             out[low - first : high - first, left:right] = part
         assert out is not None
-        return out.to(self._cast).float()
+        return self._scratch.cast(self._scratch.cast(out, self._cast, "cast"), torch.float32, "wide")
 
     def _begins(self, chunk: Chunk) -> tuple[int, ...]:
         """(matrix, row, column) of a chunk's first element."""
@@ -95,19 +117,19 @@ class StackedSource:
 class HFSource:
     """Rows of a tensor as the HF shard just written holds them."""
 
-    def __init__(self, fd: int, position: int, shape: tuple[int, ...], dtype: str, traffic: Traffic):
-        self._traffic = traffic
-        self._fd, self._position, self._dtype = fd, position, dtype
+    def __init__(self, fd: int, position: int, shape: tuple[int, ...], dtype: str, traffic: Traffic, scratch: Scratch):
+        self._traffic, self._scratch = traffic, scratch
+        self._fd, self._position, self._dtype = fd, position, getattr(torch, dtype)
         self.rows, self.columns = shape[0], shape[1] if len(shape) > 1 else 1
         self._item = SAFETENSORS[dtype][1]
 
     def read(self, first: int, last: int, matrix: int = 0) -> Tensor:
-        raw = np.empty((last - first) * self.columns * self._item, np.uint8)
+        raw = self._scratch.take("raw", (last - first) * self.columns * self._item)
         at = self._position + first * self.columns * self._item
-        if read_into(self._fd, raw.data, at) != raw.size:
+        if read_into(self._fd, raw.numpy().data, at) != raw.numel():
             raise OSError("a HF shard is shorter than its header says")
-        self._traffic(self._fd, at, raw.size)
-        return _to_tensor(raw, self._dtype).float().view(-1, self.columns)
+        self._traffic(self._fd, at, raw.numel())
+        return self._scratch.cast(raw.view(self._dtype), torch.float32, "wide").view(-1, self.columns)
 
 
 def linear(x: Tensor, source: Source, matrix: int = 0) -> Tensor:
@@ -139,7 +161,7 @@ class StreamedEmbedding(nn.Module):
         self.source = source
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = [self.source.read(int(i), int(i) + 1) for i in ids.flatten()]
+        rows = [self.source.read(int(i), int(i) + 1).clone() for i in ids.flatten()]
         return torch.cat(rows).view(*ids.shape, -1)
 
 
@@ -167,7 +189,7 @@ class TitanExperts(nn.Module):
             x = torch.cat([rows, self.fixed])
             gate, up = self.project("gate", expert, x), self.project("up", expert, x)
             out = self.project("down", expert, F.silu(gate) * up)
-            self.note(expert, out[-1])
+            self.note(expert, out[-1].clone())
             parts.append(out[:-1])
         return torch.cat(parts)
 
@@ -189,7 +211,7 @@ class HFExperts(nn.Module):
             out = self.project(
                 "down", expert, self.act_fn(self.project("gate", expert, x)) * self.project("up", expert, x)
             )
-            self.note(expert, out[-1])
+            self.note(expert, out[-1].clone())
             result.index_add_(0, token, out[:-1] * top_k_weights[token, slot, None])
         return result
 
@@ -208,5 +230,5 @@ def fill(
             setattr(parent, leaf, StreamedEmbedding(weight(f"{name}.weight")))
         elif isinstance(getattr(module, "weight", None), nn.Parameter):
             source = weight(f"{name}.weight")
-            values = source.read(0, source.rows)
+            values = source.read(0, source.rows).clone()
             module.weight = nn.Parameter(values if module.weight.dim() == 2 else values[:, 0], requires_grad=False)

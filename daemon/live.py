@@ -55,7 +55,7 @@ def _ask(address: str) -> list[_Running]:
 
 
 def text(progress: dict[str, Any] | None) -> str:
-    """`export 43 % of 1.2 GB`; empty where nothing is known."""
+    """`export 43 % of 1.2GB`; empty where nothing is known."""
     if not progress:
         return ""
     done, total = progress["done"], progress["total"]
