@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -218,6 +219,18 @@ def test_check_refuses_what_run_would_refuse(tmp_path: Path) -> None:
 
     assert dcp2hfd("check", "--config", str(config)).returncode == 2
     assert dcp2hfd("check", "--config", str(tmp_path / "none.toml")).returncode == 2
+
+
+def test_a_ledger_of_a_newer_version_is_an_error_that_starting_again_does_not_mend(state: Path, tmp_path: Path) -> None:
+    db = sqlite3.connect(state / "ledger.sqlite")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    (tmp_path / "root").mkdir()
+
+    for arguments in (("run", str(tmp_path / "root")), ("status",)):
+        ran = dcp2hfd(*arguments, state=state)
+        assert ran.returncode == 2, arguments  # RestartPreventExitStatus of the unit
+        assert "newer dcp2hf" in ran.stderr
 
 
 def test_a_folder_that_cannot_hold_the_ledger_is_named(tmp_path: Path) -> None:

@@ -87,6 +87,9 @@ def test_a_lost_ledger_costs_no_conversion(make_run: MakeRun, tmp_path: Path, st
     assert second.end() == 0
     assert len(conversions(run)) == 1
     assert second.events("conversion_skipped", reason="up_to_date")
+    ledger = Ledger.read(tmp_path / "state")
+    assert ledger is not None
+    assert [row.output for row in ledger.rows()] == [str(run / "step-10-hf")], "whoever published it"
 
 
 def test_two_at_once_on_the_same_root_convert_each_step_once(make_run: MakeRun, tmp_path: Path, start: Start) -> None:

@@ -1,0 +1,61 @@
+"""What the daemon's operator reads names what an operator can change: keys, not the flags of a command that nobody typed."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from daemon.said import _KEYS, in_keys, outcome_of
+from daemon.settings import Settings
+
+_CONVERTER = Path(__file__).resolve().parents[2] / "converter"
+_OWN = {"cli.py", "commands.py", "flags.py", "verify.py", "inspect.py", "report.py"}
+"""Said to whom typed a command."""
+
+
+def hints() -> list[tuple[str, str]]:
+    """(module, hint) of every hint written in the converter."""
+    found = []
+    for path in sorted(_CONVERTER.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())) if path.name not in _OWN else ():
+            if isinstance(node, ast.keyword) and node.arg == "hint":
+                texts = [
+                    n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                ]
+                found += [(path.name, text) for text in texts]
+    return found
+
+
+def test_every_flag_that_a_converters_hint_names_has_its_key() -> None:
+    named = {flag for _, hint in hints() for flag in re.findall(r"--([a-z][a-z-]*)", hint)}
+
+    assert len(named) > 5
+    assert named <= _KEYS.keys()
+
+
+def test_every_key_that_is_named_instead_is_one() -> None:
+    keys = {field.name for field in msgspec.structs.fields(Settings)}
+
+    for said in _KEYS.values():
+        assert said.split()[0] in keys | {"dcp2hfd"}, said
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        ("name it with --run-config, or its folder with --logs-root", "name it with run_config_names, or its folder with logs_roots"),
+        ("take the run's values with --architecture run", "take the run's values with architecture = run"),
+        ("if it is a whole copy, say --accept-copy", "if it is a whole copy, say dcp2hfd retry --accept-copy"),
+        ("look at the mount --and-its server", "look at the mount --and-its server"),
+    ],
+)  # fmt: skip
+def test_a_hint_is_said_in_keys(hint: str, said: str) -> None:
+    assert in_keys(hint) == said
+    failed = {"event": "conversion_failed", "error": "AssetsMissing", "message": "", "hint": hint}
+    outcome = outcome_of(failed, 1)
+    assert outcome is not None
+    assert outcome.hint == said
