@@ -49,8 +49,9 @@ def test_while_the_server_hangs_in_a_conversion_all_else_goes_on_and_after_it_th
         assert not unit.events("conversion_succeeded", root=root.path)
     unit.wait_for("root_recovered", PATIENCE, root=root.path)
     attempt = unit.wait_for("conversion_succeeded", PATIENCE, root=root.path)["attempt"]
-    failed = unit.events("conversion_failed", root=root.path)  # a server that slept for longer than LEASE may have forgotten
-    assert attempt == len(failed) + 1 <= 2  # what was open, so that writing goes on (Linux opens anew) or meets EIO
+    # A server that slept for longer than LEASE may have forgotten what was open: the attempt goes on, or meets EIO.
+    failed = unit.events("conversion_failed", root=root.path)
+    assert attempt == len(failed) + 1 <= 2
     assert not [said for said in failed if said["error"] != "MachineFailure" or said["quarantined"]]
     assert contents(root.published(REMOTE, 2)) == converted_here(REMOTE, checkpoints, tmp_path, 2)
     assert ours(root.exported) == []
