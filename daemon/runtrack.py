@@ -6,7 +6,6 @@ from pathlib import Path
 from converter import errors, layout, run_config
 from daemon import messages, published, roots
 from daemon.messages import Answer, Config, Run, RunConfigFacts, Step
-from daemon.said import in_keys
 from daemon.steptrack import SECOND_LOOK, Probe, StepTrack
 from daemon.voice import Voice
 
@@ -123,7 +122,7 @@ class RunTrack:
                 error=type(error).__name__,
                 message=error.what,
                 error_path=error.path,
-                hint=in_keys(error.hint),
+                hint=error.hint,
             )
         except OSError as error:
             self._voice.say("run_config_unreadable", self.path, str(error))

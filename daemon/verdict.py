@@ -6,6 +6,7 @@ from typing import NamedTuple
 from converter import layout
 from daemon.messages import Run, Step
 from daemon.records import Row, State
+from daemon.said import in_keys
 from daemon.settings import Settings
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -157,7 +158,7 @@ def _without_config(run: Run | None, row: Row | None, settings: Settings, now: f
     until = since + settings.config_grace
     error = (run and run.error) or "RunConfigMissing"
     reason = (run and run.message) or "no run config yet"
-    hint = (run and run.hint) or ""
+    hint = in_keys((run and run.hint) or "")
     if now < until:
         return Verdict(State.PENDING, f"waiting for the run config: {reason}", error, hint, until)
     return Verdict(State.QUARANTINED, reason, error, hint)
