@@ -121,8 +121,10 @@ def test_a_step_saved_again_or_purged_while_it_is_converted_is_not_published(
 ) -> None:
     step = copy_step(PLAIN)
 
+    once = iter((True,))  # threads report progress side by side
+
     def save_again(event: str) -> None:
-        if event == "conversion_progress":
+        if event == "conversion_progress" and next(once, False):
             edit_metadata(step, lambda metadata: setattr(metadata.storage_meta, "save_id", "another"))
 
     convert.on_event = save_again
