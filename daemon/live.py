@@ -4,7 +4,6 @@ A display is not worth waiting for: what cannot be had at once is left out.
 """
 
 import contextlib
-import http.client
 from typing import Any
 
 import msgspec
@@ -43,6 +42,8 @@ def add_progress(found: dict[str, Any], address: str) -> None:
 
 
 def _ask(address: str) -> list[_Running]:
+    import http.client  # the daemon imports this module for its page, and asks nobody
+
     try:
         host, port = units.address(address)
         with contextlib.closing(
