@@ -165,8 +165,18 @@ class Cluster:
         return [(i, state, job) for i, state, job in found if job.startswith(name)]
 
     def busy(self) -> bool:
-        """Whether a job waits, runs, or is being ended."""
-        return bool(self.run("squeue", "-h", "-o", "%i").split())
+        """Whether a job waits, runs, or is being ended; or does so on the node alone, since its controller lost its state and
+        will give its number to another (a node that is given a number twice is drained)."""
+        return bool(self.run("squeue", "-h", "-o", "%i").split()) or self._has_steps()
+
+    def _has_steps(self) -> bool:
+        inside = os.readlink(f"/proc/{self._started[self.node].pid}/ns/pid_for_children")
+        found = subprocess.run(["pgrep", "-f", "^slurmstepd: "], check=False, capture_output=True, text=True)
+        for pid in found.stdout.split():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                if os.readlink(f"/proc/{pid}/ns/pid") == inside:
+                    return True
+        return False
 
     # Accidents
     def start_controller(self, *options: str) -> None:
