@@ -84,6 +84,16 @@ def check_vocabulary(run: RunConfig, rows: int, length: int, highest: int, where
         )
 
 
+def check_padding(pad: object, rows: int, where: Path) -> None:
+    """PAD is a row of the embedding: of another, HF's model cannot be made. Raises VocabularyMismatch."""
+    if type(pad) is int and not -rows <= pad < rows:
+        raise errors.VocabularyMismatch(
+            f"the base assets' pad_token_id is {pad:,}, the embedding has {rows:,} rows",
+            path=where,
+            hint="set pad_token_id in the base assets' config.json to the run's own token, or to null",
+        )
+
+
 def check_tokens(length: int, added: Sequence[int], count: int) -> list[int]:
     """The tokens of the forward check: always the same for a tokenizer, spread over its ids, added ones last."""
     special = list(added)[-count // 4 :] if added else []
