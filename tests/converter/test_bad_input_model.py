@@ -140,6 +140,24 @@ def test_a_run_that_recorded_no_theta_says_that_it_was_taken_from_the_base(
     assert any("not checked independently" in text for text in converted.warnings())
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda layer: layer["attention"]["inner_attention"].update(window_size=[128, 0]), "window_size [128, 0], not [-1, 0]"),
+        (lambda layer: layer["attention"]["qk_norm"].update(eps=1e-7), "rms_norm_eps (1e-06 and 1e-07)"),
+        (lambda layer: layer["ffn_norm"].update(eps=0.0), "rms_norm_eps (1e-06 and 0.0)"),
+        (lambda layer: layer["attention"]["rope"].update(theta=10_000.0), "rope_theta (1000000.0 and 10000.0)"),
+    ],
+    ids=["a window", "eps", "no eps", "theta"],
+)  # fmt: skip
+def test_a_record_of_layers_that_hf_has_no_place_for_is_refused_whatever_the_forward_check_sees(
+    change: Callable[[dict[str, Any]], Any], said: str, copy_step: CopyStep, refused: Refused
+) -> None:
+    step = copy_step(TIED)
+    edit_json(TIED.run_config(step.parents[2]), lambda run: change(run["model_spec"]["model"]["layers"][1]))
+    assert said in refused(step, errors.UnsupportedModel, forward_check="off").what
+
+
 def test_a_record_of_other_sizes_than_the_tensors_is_refused(copy_step: CopyStep, refused: Refused) -> None:
     step = copy_step(OLD)
     edit_json(step.parent / "config.json", lambda said: said["model"].update(hidden_size=96, head_dim=32))
