@@ -86,6 +86,11 @@ def test_its_end_is_what_its_last_event_says_and_its_exit_code_agrees_with() -> 
         {"duration_seconds": {}},
         {"figures": {"nan": "x"}},
         {"figures": {"tensors": 7}},
+        {"figures": {"inf": 10**25}},
+        {"bytes_written": 1 << 63},
+        {"bytes_read": -1},
+        {"phases": {"export": -1.0}},
+        {"output": ["/r"]},
     ],
 )
 @pytest.mark.parametrize("event", list(said.ENDS))
