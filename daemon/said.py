@@ -15,6 +15,8 @@ MOST_OUTPUT = 100
 """Lines of other output that are logged for one attempt."""
 
 
+_ORDERS = frozenset({"self", "method_name", "exc_info", "stack_info"})
+"""Keys that whoever makes log lines takes for orders; no converter's event has one."""
 _KEYS = {
     "accept-copy": "dcp2hfd retry --accept-copy",
     "allow-routing-drift": "allow_routing_drift",
@@ -67,7 +69,7 @@ def event_of(line: bytes) -> dict[str, Any] | None:
     """A line as an event; None for what else a library, or somebody who can write where a job says it, may print."""
     try:
         said = msgspec.json.decode(line)
-        if not isinstance(said, dict) or not isinstance(said.get("event"), str):
+        if not isinstance(said, dict) or not isinstance(said.get("event"), str) or said.keys() & _ORDERS:
             return None
         if said["event"] in ENDS:
             msgspec.convert(said, _End)

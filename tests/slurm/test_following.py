@@ -99,6 +99,20 @@ def test_an_end_whose_figures_are_none_is_no_event(event: str, fields: dict[str,
     assert said.event_of(json.dumps({"event": event}).encode()) == {"event": event}
 
 
-@pytest.mark.parametrize("line", [b"", b"{", b"[]", b'"x"', b'{"event": 7}', b'{"a": 1}', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b'{"event": 7}',
+        b'{"a": 1}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"event": "warning", "self": 1}',
+        b'{"event": "warning", "exc_info": true}',
+    ],
+)
 def test_a_line_that_is_no_event_is_none(line: bytes) -> None:
     assert said.event_of(line) is None
