@@ -112,8 +112,8 @@ class Prover:
             "plan": self.plan.to_json(),
             "config": text | qwen3.older_keys(text, self.hf_config),
             "generation_config": json.loads(model.generation_config.to_json_string()),
-            "borrowed": borrowed,
-            "reshaped": differs,
+            "borrowed": list(map(errors.brief, borrowed)),
+            "reshaped": list(map(errors.brief, differs)),
             "rows": rows,
             "tolerance": judge.TOLERANCE,
         }

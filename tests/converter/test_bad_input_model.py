@@ -158,6 +158,15 @@ def test_a_record_of_layers_that_hf_has_no_place_for_is_refused_whatever_the_for
     assert said in refused(step, errors.UnsupportedModel, forward_check="off").what
 
 
+def test_what_a_run_recorded_at_length_is_said_in_brief(copy_step: CopyStep, convert: Convert) -> None:
+    step = copy_step(TIED)
+    modules = [f"their.module_{number}" for number in range(20_000)]
+    edit_json(TIED.run_config(step.parents[2]), lambda run: run.setdefault("override", {}).update(imports=modules))
+    converted = convert(step)
+    assert "override.imports their.module_0" in converted.check("independence")["reason"]
+    assert len(json.dumps(converted.events)) < 50_000, "more than 64 KiB in a line are no event to the daemon"
+
+
 def test_a_record_of_other_sizes_than_the_tensors_is_refused(copy_step: CopyStep, refused: Refused) -> None:
     step = copy_step(OLD)
     edit_json(step.parent / "config.json", lambda said: said["model"].update(hidden_size=96, head_dim=32))
