@@ -24,8 +24,8 @@ _OF_READERS = frozenset({
 })  # fmt: skip
 """Keys of a config.json that say how transformers 5 loads and runs a model, not which it is: an export has none of them, or it
 would be read from other files than its own, or with kernels that a reader may lack."""
-_MOST_LAYERS = 1000
-"""Ten times as many as the largest Qwen3 has; transformers 5 lists a type for each at once."""
+_MOST = 1000
+"""Layers, and labels: ten times as many layers as the largest Qwen3 has; transformers 5 lists each at once."""
 _NEWER_CLASSES = frozenset({"TokenizersBackend", "PythonBackend", "SentencePieceBackend"})
 """`tokenizer_class` values that transformers 5 writes and 4.x cannot load."""
 
@@ -71,12 +71,13 @@ def read(step: Path, run: RunConfig, search: Search) -> Assets:
         )
     base = _json(base_path / "config.json", payload, "--hf-assets")
     base = {key: value for key, value in base.items() if key not in _OF_READERS}
-    layers = base.get("num_hidden_layers", 1)
-    if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
+    counts = (base.get("num_hidden_layers", 1), base.get("num_labels") or 1)
+    is_believable = all(type(count) is int and 0 < count <= _MOST for count in counts)
+    if not is_believable or base.get("per_layer_config"):
         raise errors.AssetsInvalid(
-            "the base assets' config has no believable number of layers",
+            "the base assets' config has no believable number of layers or labels, or describes layers one by one",
             path=base_path / "config.json",
-            hint="name the right folder with --hf-assets",
+            hint="name the right folder with --hf-assets, or take num_labels and per_layer_config out of it",
         )
     generation = read_asset(base_path / "generation_config.json", trust)
     if generation is not None:
@@ -229,7 +230,8 @@ def disagreements(config: dict[str, Any], assets: Assets, special: dict[str, int
             ("tokenizer", _ids(special.get(name))),
         ) if ids}  # fmt: skip
         if len(stated) > 1 and not set.intersection(*stated.values()):
-            found.append(f"{name.upper()} differs: " + ", ".join(f"{who} {sorted(ids)}" for who, ids in stated.items()))
+            what = f"{name.upper()} differs: " + ", ".join(f"{who} {sorted(ids)}" for who, ids in stated.items())
+            found.append(errors.brief(what))
     tokenizer_config = parse_json(assets.tokenizer.get("tokenizer_config.json", b"{}"))
     if not isinstance(tokenizer_config, dict):
         return found

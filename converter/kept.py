@@ -64,12 +64,14 @@ class Kept:
         os.close(self._fd)
 
     def get(self, identity: str, count: int) -> Floats | None:
-        """The `count` values under this identity; None where it is not there. Raises OSError."""
+        """The `count` values under this identity; None where they are not there, or not as they were (no save that holds NaN
+        or infinity is ever kept). Raises OSError."""
         entry = self._entries.get(identity)
         if entry is None or (entry.dtype, entry.shape) != ("float32", (count,)):
             return None
         values = np.empty(count, np.float32)
-        return values if read_into(self._fd, values.data, entry.position) == values.nbytes else None
+        is_whole = read_into(self._fd, values.data, entry.position) == values.nbytes
+        return values if is_whole and np.isfinite(values).all() else None
 
 
 class Nothing:

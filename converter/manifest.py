@@ -5,6 +5,7 @@ the same save gives the same bytes: no host, no path, no time, no measured figur
 asked of a conversion (shard size, exceptions) stands nowhere else, so nothing else would tell that it has changed.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,8 @@ ASSET_NAMES = (
 )  # fmt: skip
 """The tokenizer's files that are copied, besides `additional_chat_templates/*.jinja`."""
 TEMPLATES = "additional_chat_templates"
+_NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""What names say that a manifest lists and nothing can have: whoever made the directory may have written them."""
 _EXPORT_NAMES = frozenset({"config.json", "generation_config.json", "model.safetensors.index.json", *ASSET_NAMES})
 
 
@@ -118,7 +121,8 @@ def read(directory: Path) -> Manifest | None:
         if error.errno not in REFUSED:
             raise
         return None
-    right = isinstance(found.save_id, str) and isinstance(found.step, int) and isinstance(found.dtype, str)
+    right = isinstance(found.save_id, str) and found.save_id.isprintable()  # the daemon says it
+    right = right and isinstance(found.step, int) and isinstance(found.dtype, str)
     files = [*found.files.items(), *found.added.items()]
     return found if right and all(type(entry.size) is int and _is_inside(name) for name, entry in files) else None
 
@@ -135,7 +139,9 @@ def is_up_to_date(directory: Path, *, save_id: str, dtype: str, max_shard_size: 
         return False
     try:
         return all(os.stat(directory / name).st_size == entry.size for name, entry in found.files.items())
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in _NO_SUCH_FILE:
+            raise
         return False
 
 

@@ -68,7 +68,7 @@ class Prover:
         """Settles the architecture and makes the plan; answers plan, config.json, generation config."""
         import torch
 
-        from converter import judge, names, plan, qwen3, qwen3_record
+        from converter import judge, names, plan, qwen3, qwen3_record, vocabulary
 
         self.step = Path(step)
         self.traffic = Traffic(io_bandwidth_limit, drop_behind=drop_behind)
@@ -97,11 +97,12 @@ class Prover:
         differs = check_architecture(ours, wanted, architecture, where)
         said = qwen3.with_architecture(base, wanted) if differs else dict(base)
         rows = shapes[qwen3.EMBEDDING][0]
+        vocabulary.check_padding(said.get("pad_token_id"), rows, where)
         self.besides = {"vocab_size": rows, "max_position_embeddings": self.run.seq_len}
         said |= self.besides | {"dtype": dtype}
         said.pop("torch_dtype", None)
         self.hf_config = qwen3.hf_config(said, moe=moe, where=where)
-        model = qwen3.hf_model(self.hf_config)
+        model = self._hf_model(where)
         made = plan.make_plan(self.step, made_of, shapes, qwen3.adapter(self.config), model)
         self.plan = made if held.form == "dcp" else plan.of_hf_step(self.step, made, held.tensors.keys())
         self.hf_config.architectures = [type(model).__name__]
@@ -111,11 +112,27 @@ class Prover:
             "plan": self.plan.to_json(),
             "config": text | qwen3.older_keys(text, self.hf_config),
             "generation_config": json.loads(model.generation_config.to_json_string()),
-            "borrowed": borrowed,
-            "reshaped": differs,
+            "borrowed": list(map(errors.brief, borrowed)),
+            "reshaped": list(map(errors.brief, differs)),
             "rows": rows,
             "tolerance": judge.TOLERANCE,
         }
+
+    def _hf_model(self, where: Path) -> Any:
+        """HF's model on meta; whatever keys of the base assets' config keep it from being made are theirs."""
+        from converter import qwen3
+
+        try:
+            return qwen3.hf_model(self.hf_config)
+        except Exception as error:
+            kind = type(error).__name__
+            if not self.whole:
+                raise LeftOut(f"HF's model ({kind})") from None
+            raise errors.AssetsInvalid(
+                f"HF's model cannot be made of the base assets' config ({kind})",
+                path=where,
+                hint="compare its config.json with the one that the model was published with",
+            ) from None
 
     def config_written(self, directory: str) -> dict[str, Any]:
         """Reads config.json in `directory` as transformers 5 and as those before read it."""

@@ -33,13 +33,16 @@ BIAS = ".moe.expert_bias_E"
 """Ends the name of the balancing bias, for which HF's Qwen3MoE has no place."""
 FIXED: dict[str, Any] = {
     "attention_bias": False, "hidden_act": "silu", "rope_type": "default", "partial_rotary_factor": 1.0,
-    "sliding_window": None, "quantization_config": None, "auto_map": None,
+    "sliding_window": None, "layer_types": ["full_attention"], "is_causal": True,
 }  # fmt: skip
-"""What TorchTitan's Qwen3 is whatever its dimensions, and HF's could be otherwise (`auto_map`: code beside the weights)."""
+"""What TorchTitan's Qwen3 is whatever its dimensions, and HF's could be otherwise."""
+_NEVER = ("quantization_config", "compression_config", "quantization", "auto_map", "dual_chunk_attention_config")  # fmt: skip
+"""Keys that tell some reader of another model (vLLM: `compression_config`, `dual_chunk_attention_config`; mlx: `quantization`;
+`auto_map`: code beside the weights)."""
 _FIXED_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 _REPLACED = (
     "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "num_local_experts", "sliding_window", "use_sliding_window",
-    "quantization_config", "auto_map",
+    "is_causal", *_NEVER,
 )  # fmt: skip
 """Keys of a base config that say what others say too, or what a run of TorchTitan's never is."""
 _NEWER = ("rope_parameters", "num_local_experts", "dtype")
@@ -98,7 +101,7 @@ def architecture_of(config: Any) -> dict[str, Any]:
     """The architecture that a `Qwen3Model.Config` builds."""
     layer = config.layers[0]
     attention = layer.attention
-    found = FIXED | {
+    found = FIXED | dict.fromkeys(_NEVER) | {
         "num_hidden_layers": len(config.layers), "hidden_size": config.dim, "head_dim": attention.head_dim,
         "num_attention_heads": attention.n_heads, "num_key_value_heads": attention.n_kv_heads, "rope_theta": float(attention.rope.theta),
         "rope_type": {"none": "default", "llama": "llama3"}.get(attention.rope.scaling, attention.rope.scaling),
@@ -130,8 +133,9 @@ def architecture_of_base(config: PretrainedConfig) -> dict[str, Any]:
         "rope_type": rope.get("rope_type", "default"),
         "partial_rotary_factor": float(rope.get("partial_rotary_factor", 1.0)),
         "sliding_window": config.sliding_window if slides else None,
-        "quantization_config": getattr(config, "quantization_config", None),
-        "auto_map": getattr(config, "auto_map", None),
+        "layer_types": sorted({*map(str, getattr(config, "layer_types", None) or FIXED["layer_types"])}),
+        "is_causal": getattr(config, "is_causal", True),
+        **{key: getattr(config, key, None) for key in _NEVER},
     }
 
 

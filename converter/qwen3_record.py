@@ -31,6 +31,10 @@ _NOT_ARCHITECTURE = frozenset(
 float8 training, say how products were rounded)."""
 
 
+_CAUSAL = [-1, 0]
+"""`VarlenAttention.Config.window_size`: all tokens before, none after."""
+
+
 def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, Any]) -> tuple[Any, list[str]]:
     """TorchTitan's model config as the run recorded it, and what in it could not be told without the base assets.
 
@@ -61,6 +65,7 @@ def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, 
             check_record({"num_hidden_layers": len(layers)}, told, run)  # before each of them is made
         _overlay(config, run.model, "model_spec.model", run.path)
         check_record(architecture_of(config), told, run)
+        check_alike(config, run)
     else:
         stated = dict(run.dimensions)
         check_record(stated, told, run)
@@ -112,9 +117,43 @@ def check_record(recorded: Mapping[str, Any], told: Mapping[str, Any], run: RunC
         )
 
 
+def check_alike(config: Any, run: RunConfig) -> None:
+    """All norms have one eps and all layers one rope, as HF's have: a difference in a single layer may be too small for the
+    forward check. Raises UnsupportedModel."""
+    attentions = [layer.attention for layer in config.layers]
+    norms = [
+        norm for layer in config.layers for norm in (layer.attention_norm, layer.ffn_norm, layer.attention.qk_norm)
+    ]
+    for what, first, found in (
+        ("rms_norm_eps", config.norm.eps, [norm.eps for norm in norms]),
+        ("rope_theta", attentions[0].rope.theta, [attention.rope.theta for attention in attentions]),
+        ("rope scaling", attentions[0].rope.scaling, [attention.rope.scaling for attention in attentions]),
+    ):
+        others = [value for value in found if value != first]
+        if others:
+            raise errors.UnsupportedModel(
+                f"the run recorded more than one {what} ({first} and {others[0]}), HF's model has one",
+                path=run.path,
+                hint="layers that are not alike are not converted",
+            )
+
+
+def check_window(window: object, where: str, path: Path) -> None:
+    """Every token was trained to attend to all before it: other attentions that the registry's config can be given compute
+    the same but for this. Raises UnsupportedModel."""
+    if window is not None and window != _CAUSAL:
+        raise errors.UnsupportedModel(
+            f"the run recorded {where}.window_size {window}, not {_CAUSAL}",
+            path=path,
+            hint="attention through a window is not converted",
+        )
+
+
 def _overlay(config: Any, recorded: dict[str, Any], where: str, path: Path) -> None:
     """Every recorded scalar over the registry's config, path by path; a path that is not there is refused."""
     for key, value in recorded.items():
+        if key == "inner_attention" and isinstance(value, dict):
+            check_window(value.get("window_size"), f"{where}.{key}", path)
         if key in _NOT_ARCHITECTURE:
             continue
         if not any(field.name == key for field in dataclasses.fields(config)):

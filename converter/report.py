@@ -1,9 +1,10 @@
 """Owns what a person or a script sees of a running conversion: a progress bar, log lines, or JSON events."""
 
 import json
+import math
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -40,9 +41,19 @@ def _json_lines() -> Report:
     def report(event: str, fields: dict[str, Any]) -> None:
         said = {"event": event, "level": _LEVELS.get(event, "info"), "timestamp": _now()} | fields
         with lock:
-            print(json.dumps(said), flush=True)
+            print(json.dumps(_sayable(said)), flush=True)
 
     return report
+
+
+def _sayable(value: Any) -> Any:
+    """A value as every reader of JSON takes it: null for NaN and infinity (logits may be that). One of those, and the event
+    would be none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _sayable(one) for key, one in value.items()}
+    return [_sayable(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _log_lines(event: str, fields: dict[str, Any]) -> None:

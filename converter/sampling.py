@@ -17,9 +17,11 @@ from converter.checkpoint import TensorItems
 from converter.chunks import Bytes
 from converter.exports import FLOATS
 
-_LOG = np.uint64(12)
-POSITIONS = 1 << int(_LOG)
+POSITIONS = 1 << 12
 """Elements that are looked at, of a tensor that has more."""
+ALL = 1 << 23
+"""… of all tensors together, about. Only a step in HF form reaches it, where each expert has tensors of its own (36,000 of a
+235B): at 4,096 of each they took 1.6 GB, and as much again to be kept."""
 _BITS = np.uint64(32)
 
 
@@ -45,26 +47,31 @@ def identity(name: str, shape: Sequence[int]) -> str:
     return f"{name}{list(shape)}"
 
 
-def positions(identity: str, elements: int) -> NDArray[np.int64]:
-    """Indices of the elements that are looked at, ascending: all of them where there are few."""
-    if elements <= POSITIONS:
+def share(tensors: int) -> int:
+    """Elements that are looked at of each of so many tensors: POSITIONS, or the power of two that keeps to ALL."""
+    return min(POSITIONS, 1 << max(0, (ALL // max(1, tensors)).bit_length() - 1))
+
+
+def positions(identity: str, elements: int, most: int = POSITIONS) -> NDArray[np.int64]:
+    """Indices of the elements that are looked at, ascending: `most`, a power of two, or all of them where there are few."""
+    if elements <= most:
         return np.arange(elements, dtype=np.int64)
     shift = int.from_bytes(hashlib.sha256(identity.encode(errors="surrogatepass")).digest()[:4], "little")
-    bounds = _bounds(elements)
-    within = ((_RANDOM + np.uint64(shift)) & np.uint64(0xFFFF_FFFF)) * (bounds[1:] - bounds[:-1]) >> _BITS
+    bounds = _bounds(elements, most)
+    within = ((_RANDOM[:most] + np.uint64(shift)) & np.uint64(0xFFFF_FFFF)) * (bounds[1:] - bounds[:-1]) >> _BITS
     return (bounds[:-1] + within).view(np.int64)
 
 
-def weights(elements: int) -> NDArray[np.float64]:
-    """For how much of the tensor each of these elements stands; 1 together."""
-    if elements <= POSITIONS:
+def weights(elements: int, looked_at: int) -> NDArray[np.float64]:
+    """For how much of the tensor each of the elements that are looked at stands; 1 together."""
+    if elements <= looked_at:
         return np.full(elements, 1 / max(1, elements))
-    return np.diff(_bounds(elements)) / elements
+    return np.diff(_bounds(elements, looked_at)) / elements
 
 
-def _bounds(elements: int) -> NDArray[np.uint64]:
-    """Where parts begin, and the last one ends."""
-    return _PLACES * np.uint64(elements) >> _LOG
+def _bounds(elements: int, parts: int) -> NDArray[np.uint64]:
+    """Where parts begin, and the last one ends; their number is a power of two."""
+    return _PLACES[: parts + 1] * np.uint64(elements) >> np.uint64(parts.bit_length() - 1)
 
 
 class Sample:
@@ -98,10 +105,12 @@ def _as_float32(raw: Bytes, dtype: str, at: NDArray[np.int64]) -> Floats:
 
 
 class Sampler:
-    """The samples of one export, made as its tensors pass; `rows` names those of a tensor that get one of their own."""
+    """The samples of one export of so many tensors, made as they pass; `rows` names those of a tensor that get one of
+    their own."""
 
-    def __init__(self, rows: Mapping[str, Sequence[int]] | None = None):
+    def __init__(self, rows: Mapping[str, Sequence[int]] | None = None, *, tensors: int = 1):
         self._rows = rows or {}
+        self._most = share(tensors)
         self._lock = threading.Lock()
         self.whole: dict[str, Sample] = {}
         """By FQN."""
@@ -127,9 +136,14 @@ class Sampler:
     def _add(self, tensor: TensorItems) -> None:
         name = identity(tensor.fqn, tensor.shape)
         self.identities[tensor.fqn] = name
-        self.whole[tensor.fqn] = Sample(positions(name, tensor.elements), tensor.elements)
+        self.whole[tensor.fqn] = Sample(positions(name, tensor.elements, self._most), tensor.elements)
         if rows := self._rows.get(tensor.fqn):
             width = prod(tensor.shape[1:])
             within = positions(f"{name} of {len(rows)} rows", len(rows) * width)
-            at = np.asarray(rows, np.int64)[within // width] * width + within % width
+            at = _chosen(rows, within // width) * width + within % width
             self.of_rows[tensor.fqn] = Sample(at, len(rows) * width)
+
+
+def _chosen(rows: Sequence[int], at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """These of `rows`. A range stays one: a sparse file of a few MB can have an embedding of a billion rows."""
+    return rows.start + rows.step * at if isinstance(rows, range) else np.asarray(rows, np.int64)[at]

@@ -177,11 +177,13 @@ def read_back(
 def _together(written: Writes) -> Iterator[Writes]:
     """The writes in the order of the file, some at a time."""
     some: Writes = []
+    size = 0
     for write in sorted(written):
         some.append(write)
-        if sum(length for _, length, _ in some) >= TOGETHER:
+        size += write[1]
+        if size >= TOGETHER:
             yield some
-            some = []
+            some, size = [], 0
     if some:
         yield some
 

@@ -40,7 +40,7 @@ class _Squares:
 
     def add(self, values: Any, elements: int) -> None:
         """Adds a tensor of so many elements by the values at its positions."""
-        share, squares = weights(elements), values * values
+        share, squares = weights(elements, values.size), values * values
         mean = float(share @ squares)
         self.sum += elements * mean
         if squares.size < elements:
@@ -100,10 +100,11 @@ class Gathering:
         self._added = None
         if (tensor := source.metadata.tensors.get(self._embedding)) is not None:
             base_rows = found.base.get("vocab_size")
-            rows = tensor.shape[0] if tensor.shape else 0
-            known = base_rows if type(base_rows) is int and base_rows > 0 else rows
-            self._added = added_rows(known, found.highest_id, found.added_ids, rows)
-        self.sampler = Sampler({self._embedding: self._added.ids} if self._added else None)
+            height = tensor.shape[0] if tensor.shape else 0
+            known = base_rows if type(base_rows) is int and base_rows > 0 else height
+            self._added = added_rows(known, found.highest_id, found.added_ids, height)
+        rows = {self._embedding: self._added.ids} if self._added else None
+        self.sampler = Sampler(rows, tensors=len(source.metadata.tensors))
         """Sees the blocks that pass."""
 
     def finish(self, plan: Plan) -> tuple[dict[str, Any], list[str]]:

@@ -19,8 +19,8 @@ class AddedRows:
     rule: str
     """`past_base_vocab`: ids from the base config's `vocab_size` on; `added_tokens`: those of the tokenizer's added tokens
     that are past its model's vocabulary, where the base config has rows for all ids."""
-    ids: tuple[int, ...]
-    """Ascending."""
+    ids: Sequence[int]
+    """Ascending; a range where it is one, since nobody has looked yet at how many rows there really are."""
 
 
 def added_ids(said: Any) -> tuple[int, ...]:
@@ -29,14 +29,14 @@ def added_ids(said: Any) -> tuple[int, ...]:
         vocab = said["model"]["vocab"]
         last = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
         return tuple(sorted({int(token["id"]) for token in said.get("added_tokens") or [] if token["id"] > last}))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # an id may be 1e400, infinity
         return ()
 
 
 def added_rows(base_rows: int, highest: int, added: Sequence[int], rows: int) -> AddedRows | None:
     """Which of an embedding's `rows` belong to added tokens: `base_rows` are the base config's, `highest` is the
     tokenizer's highest id, `added` are its `added_ids`. None where there are none."""
-    if past := tuple(range(base_rows, min(highest + 1, rows))):
+    if past := range(base_rows, min(highest + 1, rows)):
         return AddedRows("past_base_vocab", past)
     ids = tuple(id_ for id_ in added if id_ < rows)
     return AddedRows("added_tokens", ids) if ids else None
@@ -51,7 +51,7 @@ def highest_id(said: Any) -> int:
         vocab = said["model"]["vocab"]
         ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
         return int(max([-1, *ids, *(token["id"] for token in said.get("added_tokens") or [])]))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # an id may be 1e400, infinity
         return -1
 
 
@@ -81,6 +81,16 @@ def check_vocabulary(run: RunConfig, rows: int, length: int, highest: int, where
     if run.known_tokens is not None and run.known_tokens != length:
         raise errors.VocabularyMismatch(
             f"the run recorded {run.known_tokens:,} tokens, the tokenizer knows {length:,}", path=where, hint=hint
+        )
+
+
+def check_padding(pad: object, rows: int, where: Path) -> None:
+    """PAD is a row of the embedding: of another, HF's model cannot be made. Raises VocabularyMismatch."""
+    if type(pad) is int and not -rows <= pad < rows:
+        raise errors.VocabularyMismatch(
+            f"the base assets' pad_token_id is {pad:,}, the embedding has {rows:,} rows",
+            path=where,
+            hint="set pad_token_id in the base assets' config.json to the run's own token, or to null",
         )
 
 

@@ -81,21 +81,23 @@ class Listener:
             oldest.cancel()
         task = asyncio.create_task(self._serve(reader, writer))
         self._open[task] = None
-        task.add_done_callback(lambda done: self._open.pop(done, None))
+        task.add_done_callback(lambda done: self._end(done, writer))
+
+    def _end(self, done: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:
+        """Whatever did not go out by now goes with its descriptor, also where the task was dropped before its first line."""
+        self._open.pop(done, None)
+        writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.set_write_buffer_limits(high=0)  # `drain` waits for all of it
-        try:
-            with contextlib.suppress(TimeoutError, ConnectionError, asyncio.IncompleteReadError):
-                async with asyncio.timeout(HEAD_WITHIN):
-                    head = await _head(reader)
-                async with asyncio.timeout(ANSWER_WITHIN):
-                    writer.write(self._respond(head))
-                    await writer.drain()
-                    writer.close()
-                    await writer.wait_closed()
-        finally:
-            writer.transport.abort()  # whatever did not go out by now
+        with contextlib.suppress(TimeoutError, ConnectionError, asyncio.IncompleteReadError):
+            async with asyncio.timeout(HEAD_WITHIN):
+                head = await _head(reader)
+            async with asyncio.timeout(ANSWER_WITHIN):
+                writer.write(self._respond(head))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
 
     def _respond(self, head: bytes) -> bytes:
         """The whole response; `head` is empty where the request was too long."""

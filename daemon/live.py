@@ -1,31 +1,36 @@
 """Owns how far running conversions are, as their daemon itself says on `metrics_address`: the ledger does not know.
 
-A display is not worth waiting for: what cannot be had at once is left out.
+A display is not worth waiting for: what cannot be had at once is left out. Who listens there need not be the daemon.
 """
 
-import contextlib
-from typing import Any
+import socket
+import time
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from daemon import units
 from daemon.records import State
 
-_TIMEOUT = 0.5
-"""Seconds."""
+_TIMEOUT = 1.0
+"""Seconds, for all of it: an answer that comes byte by byte ends as well."""
 _MOST = 16 << 20
 """Bytes of an answer: 10,000 steps are a hundredth of it."""
 _EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 """Addresses to listen on, and where to ask."""
 
 
+_Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
+
+
 class _Running(msgspec.Struct, frozen=True):
     """Of the page's `status.json`: what runs."""
 
     path: str
-    phase: str = ""
-    done: int = 0
-    total: int = 0
+    phase: Annotated[str, Meta(max_length=100)] = ""
+    done: _Count = 0
+    total: _Count = 0
 
 
 class _Said(msgspec.Struct, frozen=True):
@@ -42,17 +47,24 @@ def add_progress(found: dict[str, Any], address: str) -> None:
 
 
 def _ask(address: str) -> list[_Running]:
-    import http.client  # the daemon imports this module for its page, and asks nobody
-
     try:
         host, port = units.address(address)
-        with contextlib.closing(
-            http.client.HTTPConnection(_EVERYWHERE.get(host, host), port, timeout=_TIMEOUT)
-        ) as asked:
-            asked.request("GET", "/status.json")
-            return msgspec.json.decode(asked.getresponse().read(_MOST), type=_Said).running
-    except (OSError, ValueError, http.client.HTTPException, msgspec.MsgspecError):
+        return msgspec.json.decode(_get(_EVERYWHERE.get(host, host), port), type=_Said).running
+    except (OSError, ValueError, msgspec.MsgspecError):
         return []
+
+
+def _get(host: str, port: int) -> bytes:
+    """The body of `/status.json`. Raises OSError where it is not there in time, or too large."""
+    ends, said = time.monotonic() + _TIMEOUT, bytearray()
+    with socket.create_connection((host, port), timeout=_TIMEOUT) as asked:
+        asked.sendall(b"GET /status.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        while (left := ends - time.monotonic()) > 0 and len(said) <= _MOST:
+            asked.settimeout(left)
+            if not (block := asked.recv(1 << 16)):
+                return bytes(said).partition(b"\r\n\r\n")[2]
+            said += block
+    raise TimeoutError
 
 
 def text(progress: dict[str, Any] | None) -> str:

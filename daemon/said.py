@@ -1,9 +1,10 @@
 """Owns what a converter says of itself, wherever it runs: which of its lines are events, and what its end amounts to. Pure."""
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from converter.errors import Retry
 from daemon.records import Outcome
@@ -14,6 +15,8 @@ MOST_OUTPUT = 100
 """Lines of other output that are logged for one attempt."""
 
 
+_ORDERS = frozenset({"self", "method_name", "exc_info", "stack_info"})
+"""Keys that whoever makes log lines takes for orders; no converter's event has one."""
 _KEYS = {
     "accept-copy": "dcp2hfd retry --accept-copy",
     "allow-routing-drift": "allow_routing_drift",
@@ -37,30 +40,36 @@ def in_keys(hint: str) -> str:
     return re.sub(r"--([a-z][a-z-]*)", lambda flag: _KEYS.get(flag[1], flag[0]), hint)
 
 
+_Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
+"""What the ledger has a place for."""
+_Seconds = Annotated[float, Meta(ge=0)]
+
+
 class _Figures(msgspec.Struct, frozen=True):
     """Those of a failure that are counted with."""
 
-    count: int = 0
-    nan: int = 0
-    inf: int = 0
+    count: _Count = 0
+    nan: _Count = 0
+    inf: _Count = 0
     tensors: dict[str, Any] = {}
 
 
 class _End(msgspec.Struct, frozen=True):
-    """What of a last event is counted with: it must be numbers."""
+    """What of a last event is counted with or kept: it must be numbers, and a path."""
 
-    bytes_read: int = 0
-    bytes_written: int = 0
-    duration_seconds: float = 0.0
-    phases: dict[str, float] = {}
+    bytes_read: _Count = 0
+    bytes_written: _Count = 0
+    duration_seconds: _Seconds = 0.0
+    phases: dict[str, _Seconds] = {}
     figures: _Figures = _Figures()
+    output: str | None = None
 
 
 def event_of(line: bytes) -> dict[str, Any] | None:
     """A line as an event; None for what else a library, or somebody who can write where a job says it, may print."""
     try:
         said = msgspec.json.decode(line)
-        if not isinstance(said, dict) or not isinstance(said.get("event"), str):
+        if not isinstance(said, dict) or not isinstance(said.get("event"), str) or said.keys() & _ORDERS:
             return None
         if said["event"] in ENDS:
             msgspec.convert(said, _End)

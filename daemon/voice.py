@@ -6,6 +6,8 @@ from daemon import messages
 
 BEAT = 1.0
 """Seconds between two signs of life in the middle of a scan."""
+MOST_SAID = 10_000
+"""Remarks that are remembered: whoever makes names without end gets the oldest said again, and none of our memory."""
 
 
 class Voice:
@@ -16,7 +18,7 @@ class Voice:
         self.now = clock
         self.wake_at: float | None = None
         """When something should be looked at before the next scan."""
-        self._said: set[tuple[str, str]] = set()
+        self._said: dict[tuple[str, str], None] = {}
         self._last_beat = float("-inf")
 
     def wake(self, at: float) -> None:
@@ -33,5 +35,7 @@ class Voice:
     def say(self, event: str, path: str, message: str) -> None:
         """Something for the log, once for each path and text."""
         if (path, message) not in self._said:
-            self._said.add((path, message))
+            self._said[path, message] = None
+            if len(self._said) > MOST_SAID:
+                del self._said[next(iter(self._said))]
             self.emit(messages.Said(event=event, path=path, message=message))

@@ -54,6 +54,22 @@ def test_keys_that_say_how_a_reader_loads_a_model_do_not_reach_the_export(
     AutoModelForCausalLM.from_pretrained(done.published, attn_implementation="sdpa")
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind", "said"),
+    [
+        ({"per_layer_config": {"1": {"sliding_window": 4096}}}, errors.AssetsInvalid, "describes layers one by one"),
+        ({"num_labels": 10**9}, errors.AssetsInvalid, "no believable number of layers or labels"),
+        ({"text_config": {"hidden_size": 8}}, errors.AssetsInvalid, "HF's model cannot be made"),
+        ({"pad_token_id": 151_643}, errors.VocabularyMismatch, "pad_token_id is 151,643, the embedding has 638 rows"),
+    ],
+)
+def test_a_base_config_of_which_no_model_is_made_is_refused_before_it_takes_the_memory(
+    changes: dict[str, Any], kind: type[errors.ConversionError], said: str, copy_step: CopyStep, base_assets: BaseAssets,
+    refused: Refused,
+) -> None:  # fmt: skip
+    assert said in refused(copy_step(TIED), kind, search=Search(hf_assets=base_assets(TIED, **changes))).what
+
+
 @pytest.mark.parametrize(("of", "other"), [(TIED, MOE), (MOE, TIED)])
 def test_dense_base_assets_for_a_moe_and_the_reverse_are_refused(
     of: Any, other: Any, copy_step: CopyStep, checkpoints: Path, refused: Refused
@@ -75,6 +91,18 @@ CHANGES = [
     (TIED, {"attention_bias": True}, "attention_bias: base True, run False"),
     (TIED, {"hidden_act": "gelu"}, "hidden_act: base gelu, run silu"),
     (TIED, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type: base yarn, run default"),
+    (TIED, {"is_causal": False}, "is_causal: base False, run True"),
+    (
+        TIED,
+        {"dual_chunk_attention_config": {"chunk_size": 8}},
+        "dual_chunk_attention_config: base {'chunk_size': 8}, run None",
+    ),
+    (MOE, {"compression_config": {"format": "int"}}, "compression_config: base {'format': 'int'}, run None"),
+    (
+        MOE,
+        {"layer_types": ["chunked_attention"] * 3},
+        "layer_types: base ['chunked_attention'], run ['full_attention']",
+    ),
     (MOE, {"num_experts": 8}, "num_experts: base 8, run 6"),
     (MOE, {"num_experts_per_tok": 3}, "num_experts_per_tok: base 3, run 2"),
     (MOE, {"norm_topk_prob": False}, "norm_topk_prob: base False, run True"),
@@ -99,7 +127,8 @@ def test_base_assets_of_another_architecture_are_listed_against_the_run_or_repla
     told = values.partition(", run ")[2]
     assert said in converted.manifest["accepted"]["architecture"]
     written |= written["rope_parameters"]
-    assert str(float(written[key]) if key == "rope_theta" else written[key]) == told
+    found = sorted(set(written[key])) if key == "layer_types" and key in written else written.get(key, told)
+    assert str(float(found) if key == "rope_theta" else found) == told
     assert converted.check("forward")["verdict"] == "passed"
 
 
@@ -109,6 +138,33 @@ def test_a_run_that_recorded_no_theta_says_that_it_was_taken_from_the_base(
     converted = convert(copy_step(OLD), search=Search(hf_assets=base_assets(OLD, rope_theta=10_000)))
     assert "rope_theta" in converted.check("independence")["reason"]
     assert any("not checked independently" in text for text in converted.warnings())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda layer: layer["attention"]["inner_attention"].update(window_size=[128, 0]), "window_size [128, 0], not [-1, 0]"),
+        (lambda layer: layer["attention"]["qk_norm"].update(eps=1e-7), "rms_norm_eps (1e-06 and 1e-07)"),
+        (lambda layer: layer["ffn_norm"].update(eps=0.0), "rms_norm_eps (1e-06 and 0.0)"),
+        (lambda layer: layer["attention"]["rope"].update(theta=10_000.0), "rope_theta (1000000.0 and 10000.0)"),
+    ],
+    ids=["a window", "eps", "no eps", "theta"],
+)  # fmt: skip
+def test_a_record_of_layers_that_hf_has_no_place_for_is_refused_whatever_the_forward_check_sees(
+    change: Callable[[dict[str, Any]], Any], said: str, copy_step: CopyStep, refused: Refused
+) -> None:
+    step = copy_step(TIED)
+    edit_json(TIED.run_config(step.parents[2]), lambda run: change(run["model_spec"]["model"]["layers"][1]))
+    assert said in refused(step, errors.UnsupportedModel, forward_check="off").what
+
+
+def test_what_a_run_recorded_at_length_is_said_in_brief(copy_step: CopyStep, convert: Convert) -> None:
+    step = copy_step(TIED)
+    modules = [f"their.module_{number}" for number in range(20_000)]
+    edit_json(TIED.run_config(step.parents[2]), lambda run: run.setdefault("override", {}).update(imports=modules))
+    converted = convert(step)
+    assert "override.imports their.module_0" in converted.check("independence")["reason"]
+    assert len(json.dumps(converted.events)) < 50_000, "more than 64 KiB in a line are no event to the daemon"
 
 
 def test_a_record_of_other_sizes_than_the_tensors_is_refused(copy_step: CopyStep, refused: Refused) -> None:

@@ -50,6 +50,21 @@ def test_it_is_not_up_to_date_once_a_file_is_gone_or_of_another_size(published: 
     assert not up_to_date(published.parent / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["config.json/x", "y" * 300, "/".join(["y" * 250] * 20)])
+def test_a_name_that_no_file_can_have_makes_it_not_up_to_date(name: str, published: Path) -> None:
+    (published / layout.MANIFEST).unlink()
+    manifest.write(published, replace(MADE, files=MADE.files | {name: FileEntry(2, "1" * 64)}))
+    assert manifest.read(published) is not None
+    assert not up_to_date(published)
+
+
+@pytest.mark.parametrize("save_id", ["\ud800", "a\nb"])
+def test_a_save_that_cannot_be_named_is_no_save_of_ours(save_id: str, published: Path) -> None:
+    (published / layout.MANIFEST).unlink()
+    manifest.write(published, replace(MADE, save_id=save_id))
+    assert manifest.read(published) is None
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "{}", '{"format": 1}', '{"format": 2, "save_id": "a-save"}', '{"format": 1, "files": 5}'],

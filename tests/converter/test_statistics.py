@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import defaultdict
@@ -16,8 +17,10 @@ from safetensors.torch import load_file
 
 from converter import errors, export, kept, sampling
 from converter.assets import Search
+from converter.checkpoint import TensorItems
 from converter.sampling import POSITIONS, positions, weights
 from converter.statistics import part_of
+from converter.vocabulary import added_ids, added_rows, highest_id
 from tests.build import reference
 from tests.build.cases import BASE_ROWS, BY_NAME, Case
 from tests.converter.running import Convert, Converted, Refused, ours
@@ -57,7 +60,7 @@ def test_positions_are_one_in_each_part_or_all(elements: int) -> None:
     assert (np.diff(found) > 0).all()
     assert found[0] >= 0
     assert found[-1] < elements
-    assert weights(elements).sum() == pytest.approx(1)
+    assert weights(elements, found.size).sum() == pytest.approx(1)
     parts = found.astype(object) * found.size // elements
     assert (np.abs(parts - np.arange(found.size)) <= 1).all()
 
@@ -65,6 +68,52 @@ def test_positions_are_one_in_each_part_or_all(elements: int) -> None:
 def test_positions_depend_on_name_and_shape_alone_and_never_change() -> None:
     assert positions("a[9000]", 9000).tolist() != positions("b[9000]", 9000).tolist()
     assert positions(sampling.identity("layers.0.w", (1000, 1000)), 1_000_000)[[0, 1, 2, -1]].tolist() == PINNED
+
+
+@pytest.mark.parametrize(("tensors", "most"), [(1, 4096), (2048, 4096), (2049, 2048), (36_096, 128), (10**6, 8)])
+def test_of_many_tensors_fewer_elements_each_are_looked_at_so_that_all_are_not_too_many(
+    tensors: int, most: int
+) -> None:
+    assert sampling.share(tensors) == most
+    found = positions("a[9000]", 9000, most)
+    assert found.size == most
+    assert (np.abs(found.astype(object) * most // 9000 - np.arange(most)) <= 1).all()
+    assert weights(9000, most).sum() == pytest.approx(1)
+    sampler = sampling.Sampler(tensors=tensors)
+    sampler.of(TensorItems("a", "bfloat16", (90, 100), ()))
+    assert sampler.whole["a"].values.size == most
+
+
+def test_rows_that_are_a_range_stay_one_however_many_are_claimed() -> None:
+    rows = 10**12
+    added = added_rows(5, 10**15, (), rows)
+    assert added is not None
+    assert added.ids == range(5, rows)
+    sampler = sampling.Sampler({"e": added.ids})
+    sampler.of(TensorItems("e", "bfloat16", (rows, 3), ()))
+    assert sampler.of_rows["e"].elements == 3 * (rows - 5)
+
+
+def test_ids_past_all_numbers_are_none() -> None:
+    for said in ({"a": math.inf}, {"a": 1}):
+        tokenizer = {"model": {"vocab": said}, "added_tokens": [{"id": math.inf}]}
+        assert added_ids(tokenizer) == ()
+        assert highest_id(tokenizer) == -1
+
+
+def test_kept_values_that_a_disk_has_changed_into_none_are_not_compared_with(
+    checkpoints: Path, tmp_path: Path, convert: Converting
+) -> None:
+    folder = tmp_path / "kept"
+    convert(TWO.step(checkpoints, TWO.steps[0]), output=tmp_path, statistics=folder)
+    (path,) = folder.iterdir()
+    payload = bytearray(path.read_bytes())
+    payload[-4:] = b"\xff\xff\xff\xff"
+    path.write_bytes(payload)
+    said = convert(TWO.step(checkpoints, TWO.steps[1]), output=tmp_path, statistics=folder).result["statistics"]
+
+    assert said["update"].count(None) == 1
+    json.dumps(said, allow_nan=False)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])

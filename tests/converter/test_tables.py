@@ -1,5 +1,6 @@
 """What `dcp2hf inspect` and a conversion show on a terminal, and what they print where there is none."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from converter import inspect, report, tables
+from daemon.said import event_of
 from tests.build.cases import BY_NAME
 from tests.converter.running import Convert
 from tests.labs.terminal import Said, on_terminal
@@ -99,6 +101,17 @@ with reporter(events=False) as report:
     assert said.code == 0
     assert "\x1b[2Jy" not in said.raw
     assert said.text.count("[bold]z[/bold]") == 6
+
+
+def test_an_event_is_json_for_every_reader_whatever_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"max_abs_difference": math.nan, "kl_divergence": -math.inf, "positions": 16, "of": (math.inf, 1.5)}
+    with report.reporter(events=True) as say:
+        say("conversion_failed", {"error": "ForwardMismatch", "path": "/r/\x1b", "figures": figures})
+    line = capsys.readouterr().out.encode()
+    said = event_of(line)
+
+    assert said is not None
+    assert said["figures"] == {"max_abs_difference": None, "kl_divergence": None, "positions": 16, "of": [None, 1.5]}
 
 
 def test_a_bar_has_bytes_rate_and_time_left_and_a_forward_pass_layers() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from io import StringIO
 from typing import Any
@@ -158,6 +160,21 @@ def test_connections_that_say_nothing_hold_nobody_up_and_are_dropped(monkeypatch
         for reader, writer in silent:
             assert await reader.read() == b""
             writer.close()
+
+    served(test)
+
+
+def test_of_connections_that_came_at_one_moment_those_dropped_before_their_turn_go_too() -> None:
+    async def test(address: str) -> None:
+        host, _, port = address.rpartition(":")
+        before = len(os.listdir("/proc/self/fd"))
+        silent = [socket.create_connection((host, int(port))) for _ in range(90)]  # the loop does not turn meanwhile
+        async with asyncio.timeout(3):  # before their heads are late
+            while len(os.listdir("/proc/self/fd")) > before + len(silent) + listener.MOST_CONNECTIONS:
+                await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(silent[0].recv, 1) == b""
+        for connection in silent:
+            connection.close()
 
     served(test)
 

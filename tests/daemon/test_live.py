@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import socket
@@ -82,8 +83,10 @@ def test_it_is_said_in_few_words(progress: dict[str, Any] | None, text: str) -> 
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"<html>", b"[]", b'{"running": 1}', b'{"running": [{"path": 1}]}', json.dumps({"running": [{"path": PATH}]}).encode()],
-    ids=["nothing", "no JSON", "a list", "no list", "no path", "no phase yet"],
+    [b"", b"<html>", b"[]", b'{"running": 1}', b'{"running": [{"path": 1}]}', json.dumps({"running": [{"path": PATH}]}).encode(),
+     json.dumps({"running": [{"path": PATH, "phase": "export", "total": -5}]}).encode(),
+     json.dumps({"running": [{"path": PATH, "phase": "export", "done": 10**30}]}).encode()],
+    ids=["nothing", "no JSON", "a list", "no list", "no path", "no phase yet", "less than nothing", "more than there is"],
 )  # fmt: skip
 def test_an_answer_that_does_not_say_leaves_it_unknown(body: bytes) -> None:
     report = found()
@@ -103,6 +106,27 @@ def test_where_nobody_answers_it_is_unknown_and_not_waited_for() -> None:
 
     assert progress_of(report) is None
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("begins", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_an_answer_that_comes_drop_by_drop_is_not_waited_for(begins: bytes) -> None:
+    def drip() -> None:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            while True:
+                connection.sendall(begins)
+                time.sleep(0.1)
+
+    report, began = found(), time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        live.add_progress(report, f"127.0.0.1:{server.getsockname()[1]}")
+        took = time.monotonic() - began
+        thread.join()
+
+    assert progress_of(report) is None
+    assert took < 5
 
 
 def test_nobody_is_asked_while_nothing_runs_and_what_ended_is_no_longer_under_way() -> None:

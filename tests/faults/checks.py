@@ -96,7 +96,10 @@ CHECKS = {
     ),
     "architecture": Check(
         "run record, tensor shapes and base assets describe one model",
-        (*_functions(qwen3_record, "check_record"), (proving, "check_architecture", lambda *_: [])),
+        (
+            *_functions(qwen3_record, "check_record", "check_alike", "check_window"),
+            (proving, "check_architecture", lambda *_: []),
+        ),
     ),
     "plan": Check(
         "TorchTitan's own adapter exports every element once, and just what transformers saves",

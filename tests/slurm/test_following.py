@@ -86,6 +86,11 @@ def test_its_end_is_what_its_last_event_says_and_its_exit_code_agrees_with() -> 
         {"duration_seconds": {}},
         {"figures": {"nan": "x"}},
         {"figures": {"tensors": 7}},
+        {"figures": {"inf": 10**25}},
+        {"bytes_written": 1 << 63},
+        {"bytes_read": -1},
+        {"phases": {"export": -1.0}},
+        {"output": ["/r"]},
     ],
 )
 @pytest.mark.parametrize("event", list(said.ENDS))
@@ -94,6 +99,20 @@ def test_an_end_whose_figures_are_none_is_no_event(event: str, fields: dict[str,
     assert said.event_of(json.dumps({"event": event}).encode()) == {"event": event}
 
 
-@pytest.mark.parametrize("line", [b"", b"{", b"[]", b'"x"', b'{"event": 7}', b'{"a": 1}', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b'{"event": 7}',
+        b'{"a": 1}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"event": "warning", "self": 1}',
+        b'{"event": "warning", "exc_info": true}',
+    ],
+)
 def test_a_line_that_is_no_event_is_none(line: bytes) -> None:
     assert said.event_of(line) is None
