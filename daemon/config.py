@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -70,7 +70,8 @@ def _read(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"the config file cannot be read: {path}: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError(f"the config file cannot be read: {path}: {why}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"the config file is not TOML: {path}: {error}") from None
 
@@ -142,7 +143,8 @@ def _check_runners(settings: Settings) -> None:
 def _value(key: str, value: Any, where: str, folder: str) -> Any:
     how = extra(key)
     if key == "root" and not (isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())):
-        raise SettingsError(f'root in {where} must be tables such as [root."/checkpoints"]')
+        meant = "" if isinstance(value, dict) else "; did you mean 'roots'?"
+        raise SettingsError(f'root in {where} must be tables such as [root."/checkpoints"]{meant}')
     if "unit" in how and isinstance(value, str):
         try:
             return (units.duration if how["unit"] == "duration" else units.size)(value)
@@ -159,12 +161,12 @@ def _value(key: str, value: Any, where: str, folder: str) -> Any:
             raise SettingsError(f"{key} in {where}: {error}") from None
     if "command" in how and (problem := commands.problem_of(value)):
         raise SettingsError(f"{key} in {where}: {problem}")
+    if get_origin(type_of(key)) is tuple and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+        raise SettingsError(f'{key} in {where} must be a list of texts, such as ["/a", "/b"]')
     if "path" in how and isinstance(value, str):
         return os.path.normpath(os.path.join(folder, os.path.expanduser(value))) if value else value
     if "path" in how and isinstance(value, list):
-        return [
-            os.path.normpath(os.path.join(folder, os.path.expanduser(p))) if isinstance(p, str) else p for p in value
-        ]
+        return [os.path.normpath(os.path.join(folder, os.path.expanduser(p))) for p in value]
     if key == "path_map" and isinstance(value, list) and all(isinstance(pair, str) and "=" in pair for pair in value):
         return dict(pair.split("=", 1) for pair in value)
     return value
@@ -180,7 +182,11 @@ def _convert(said: dict[str, Any], source: str) -> Settings:
         return msgspec.convert(nested, Settings)
     except msgspec.ValidationError as error:
         what, _, key = str(error).partition(" - at `$.")
-        raise SettingsError(f"{key.rstrip('`') or 'settings'} ({source} and the environment): {what}") from None
+        key = key.rstrip("`")
+        if key in KEYS and get_origin(type_of(key)) is Literal:
+            what = f"{what}, not one of {', '.join(map(str, get_args(type_of(key))))}"
+        what = what.replace("`object`", "a table")
+        raise SettingsError(f"{key or 'settings'} ({source} and the environment): {what}") from None
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -111,6 +111,23 @@ def test_a_list_in_a_variable_that_is_no_json_is_refused_with_an_example(tmp_pat
         load(tmp_path, environ={"DCP2HF_ROOTS": "/a:/b"})
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('roots = "/r"', r'roots in .*dcp2hf\.toml must be a list of texts, such as \["/a", "/b"\]'),
+        ("roots = 3", r"roots in .* must be a list of texts"),
+        ("roots = [3]", r"roots in .* must be a list of texts"),
+        ('logs_roots = "/l"', r"logs_roots in .* must be a list of texts"),
+        ('root = ["/r"]', r"root in .* must be tables such as .*; did you mean 'roots'\?"),
+        ('dtype = "bf16"', r"Invalid enum value 'bf16', not one of auto, float32, bfloat16, float16"),
+        ('path_map = "/a=/b"', r"path_map .*: Expected a table, got `str`"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_what_it_should_be(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load(tmp_path, text)
+
+
 def test_a_roots_table_holds_for_that_root_only_and_names_a_root(tmp_path: Path) -> None:
     loaded = load(
         tmp_path, 'dtype = "float32"\nroots = ["/a"]\n[root."/b"]\ndtype = "bfloat16"\npoll_interval = "1min"'
