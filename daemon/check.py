@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from converter import layout
 from daemon import mounts, units
 from daemon.keys import HOOKS
 from daemon.settings import Settings
@@ -29,12 +30,15 @@ def report(settings: Settings, state_dir: Path, *, patience: float = PATIENCE) -
         if uses == "auto":
             uses = "inotify" if mounts.has_events(root) else "polling"
         yield f"root: {root} ({mounts.of(root).type}: {uses}, listed every {units.show_duration(here.poll_interval)})"
+        if layout.step_number(os.path.basename(root)) is not None:
+            problem = problem or "this is a step: name the folder that holds it, or a folder of runs"
         if problem:
             away += 1
             yield f"  warning: {problem}"
         yield (
             f"  runs up to {here.max_depth} folders below, {here.order} step first, output {here.output}, dtype {here.dtype}"
         )
+        yield from _of_assets(here, patience)
         for name in HOOKS:
             if argv := getattr(here, name):
                 yield f"  {name}: {argv[0]}{'' if shutil.which(argv[0]) else ' (not found, or not to be run)'}"
@@ -69,6 +73,16 @@ def problem_of(root: str, *, patience: float, listing: Callable[[str], object] =
     looking.start()
     looking.join(patience)
     return said[0] if said else f"no answer within {patience:.0f} s: does its mount hang?"
+
+
+def _of_assets(here: Settings, patience: float) -> Iterator[str]:
+    """Folders with which recorded paths are found, where this user does not find them."""
+    named = [("hf_assets", here.hf_assets), ("tokenizer", here.tokenizer)]
+    named += [("assets_roots", path) for path in here.assets_roots] + [("logs_roots", path) for path in here.logs_roots]
+    named += [("path_map", path) for path in here.path_map.values()]
+    for key, path in named:
+        if path and (problem := problem_of(path, patience=patience, listing=os.stat)):
+            yield f"  warning: {key}: {path}: {problem.partition(';')[0]}"
 
 
 def _of_jobs(here: Settings) -> Iterator[str]:

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from converter import layout
 from daemon import messages, process
 from daemon.child import Child
 from daemon.logs import Logger
@@ -15,6 +18,12 @@ from daemon.settings import Settings
 
 RESTART_FIRST, RESTART_MOST = 1.0, 15.0
 """Seconds between the death of a scanner and the next one: doubling."""
+_HINTS = {
+    os.strerror(errno.ENOENT): "is it mounted, and is `roots` right? it is taken up as soon as it is there",
+    os.strerror(errno.ENOTDIR): "name a folder in `roots`: a run's checkpoint folder, or a folder of runs",
+    os.strerror(errno.EACCES): "this user may not list it: its groups, the folder's mode (docs/operators.md, Rights)",
+}
+"""What to do about a root that cannot be listed, by the system's word for it."""
 
 
 class RootWatcher:
@@ -149,6 +158,9 @@ class RootWatcher:
             case Scanning():
                 self.free_bytes = message.free_bytes
             case Scanned():
+                if self.last_scan is None and not message.runs:
+                    what = f"no run, which is a folder with step-*, up to {self.settings.max_depth} folders below"
+                    self._log.info("root_empty", message=what, hint=_hint_of_empty(self.root))
                 self.settling = message.settling
                 self.last_scan, self.scanned_at = message, time.time()
                 if self.is_reachable is False:
@@ -162,7 +174,7 @@ class RootWatcher:
                 "root_unreachable",
                 error="MachineFailure",
                 message=why,
-                hint="look at the mount and its server; it is tried again",
+                hint=_HINTS.get(why, "look at the mount and its server; it is tried again"),
             )
         self.is_reachable = False
         self._on_message(self.root, Unreachable(message=why))
@@ -170,6 +182,14 @@ class RootWatcher:
     def _send(self, message: messages.ToScanner) -> None:
         if self._child is not None:
             self._child.write(messages.encode(message))
+
+
+def _hint_of_empty(root: str) -> str:
+    if layout.step_number(os.path.basename(root)) is not None:
+        return "this is a step: name the folder that holds it, or a folder of runs"
+    return (
+        "as it should be before the first save; else: is it mounted, is `roots` right, are runs deeper (`max_depth`)?"
+    )
 
 
 async def _listen(child: Child, errors: list[str]) -> None:

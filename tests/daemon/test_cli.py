@@ -203,6 +203,20 @@ def test_check_names_roots_that_cannot_be_watched_now_and_accepts_them_as_mounts
     assert "valid, but 2 of 3 roots cannot be watched now" in said.stdout
 
 
+def test_check_names_a_root_that_is_a_step_and_assets_that_are_not_there(tmp_path: Path) -> None:
+    config = tmp_path / "dcp2hf.toml"
+    (tmp_path / "step-2").mkdir()
+    text = 'roots = ["step-2"]\nstate_dir = "state"\nhf_assets = "base"\nassets_roots = ["step-2"]\n'
+    config.write_text(text + '[path_map]\n"/old" = "/none/new"\n')
+    said = dcp2hfd("check", "--config", str(config))
+
+    assert said.returncode == 0
+    assert "warning: this is a step: name the folder that holds it" in said.stdout
+    assert f"warning: hf_assets: {tmp_path}/base: not there now" in said.stdout
+    assert "warning: path_map: /none/new: not there now" in said.stdout
+    assert "warning: assets_roots" not in said.stdout
+
+
 def test_check_gives_up_on_a_root_whose_mount_hangs() -> None:
     hangs = threading.Event()
     try:

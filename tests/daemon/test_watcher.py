@@ -5,8 +5,10 @@ import contextlib
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from daemon.logs import Logger
-from daemon.messages import FromScanner, Run
+from daemon.messages import FromScanner, Run, Scanned, Unreachable
 from daemon.settings import Settings
 from daemon.watcher import RootWatcher
 from tests.daemon.conftest import add_step
@@ -56,3 +58,39 @@ def test_a_message_that_cannot_be_taken_in_is_said_and_the_root_is_watched_again
 
     ((_, fields),) = [said for said in log.said if said[0] == "root_unreachable"]
     assert "OverflowError: too large" in fields["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "event", "message", "hint"),
+    [
+        ("here", "root_empty", "no run, which is a folder with step-*, up to 3 folders below", "as it should be before the first save"),
+        ("here/step-2", "root_empty", "no run", "this is a step: name the folder that holds it"),
+        ("nowhere", "root_unreachable", "No such file or directory", "is `roots` right?"),
+        ("file", "root_unreachable", "Not a directory", "name a folder in `roots`"),
+    ],
+)  # fmt: skip
+def test_a_root_that_is_not_what_was_meant_is_said_with_what_to_look_at(
+    name: str, event: str, message: str, hint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "here/step-2").mkdir(parents=True) if "step" in name else (tmp_path / "here").mkdir()
+    (tmp_path / "file").touch()
+    log = Log()
+
+    async def watch() -> None:
+        done = asyncio.Event()
+        watcher = RootWatcher(
+            str(tmp_path / name), Settings(), known=lambda root: (), log=cast(Logger, log), read_only=True,
+            on_message=lambda root, said: done.set() if isinstance(said, Scanned | Unreachable) else None,
+        )  # fmt: skip
+        task = asyncio.create_task(watcher.run())
+        await asyncio.wait_for(done.wait(), 30)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(watch())
+
+    ((_, fields),) = [said for said in log.said if said[0] in ("root_empty", "root_unreachable")]
+    assert [said for said, _ in log.said if said == event]
+    assert message in fields["message"]
+    assert hint in fields["hint"]
