@@ -99,7 +99,7 @@ def _folder(
         raise errors.AssetsMissing(
             f"the run config names no {what}", path=run.path, hint=f"name the folder with {flag}"
         )
-    tried = list(dict.fromkeys(_candidates(recorded, step.parent, search)))
+    tried, are = list(dict.fromkeys(_candidates(recorded, step.parent, search))), "is" if what == "tokenizer" else "are"
     refused = False
     for path in tried:
         try:
@@ -114,12 +114,12 @@ def _folder(
         return found
     if refused:
         raise errors.AssetsMissing(
-            f"the recorded {what} lie outside what restrict_assets allows",
+            f"the recorded {what} {ascii(recorded)[:300]} {are} outside what restrict_assets allows",
             path=run.path,
-            hint="add their folder to assets_roots, or set it with " + flag,
+            hint=f"add its folder to --restrict-assets, or name it with {flag}",
         )
     raise errors.AssetsMissing(
-        f"the recorded {what} {ascii(recorded)[:300]} are not there (tried {', '.join(ascii(str(p))[1:-1] for p in tried[:8])})",
+        f"the recorded {what} {ascii(recorded)[:300]} {are} not there (tried {', '.join(ascii(str(p))[1:-1] for p in tried[:8])})",
         path=run.path, hint=f"name the folder with {flag}, or where such paths begin with --assets-root or --path-map",
     )  # fmt: skip
 

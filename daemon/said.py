@@ -1,12 +1,12 @@
 """Owns what a converter says of itself, wherever it runs: which of its lines are events, and what its end amounts to. Pure."""
 
-import re
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from converter.errors import Retry
+from daemon.hints import in_keys
 from daemon.records import Outcome
 
 ENDS = {"conversion_succeeded": "succeeded", "conversion_skipped": "skipped", "conversion_failed": "failed"}
@@ -17,29 +17,6 @@ MOST_OUTPUT = 100
 
 _ORDERS = frozenset({"self", "method_name", "exc_info", "stack_info"})
 """Keys that whoever makes log lines takes for orders; no converter's event has one."""
-_KEYS = {
-    "accept-copy": "dcp2hfd retry --accept-copy",
-    "allow-routing-drift": "allow_routing_drift",
-    "architecture": "architecture =",
-    "assets-root": "assets_roots",
-    "dtype": "dtype",
-    "force": "overwrite_foreign",
-    "hf-assets": "hf_assets",
-    "logs-root": "logs_roots",
-    "output": "output",
-    "path-map": "path_map",
-    "run-config": "run_config_names",
-    "threads": "threads",
-    "tokenizer": "tokenizer",
-}
-"""A flag of `dcp2hf convert` that hints name -> what an operator of dcp2hfd says instead."""
-
-
-def in_keys(hint: str) -> str:
-    """A converter's hint as people read it who write a configuration, not a command line."""
-    return re.sub(r"--([a-z][a-z-]*)", lambda flag: _KEYS.get(flag[1], flag[0]), hint)
-
-
 _Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 """What the ledger has a place for."""
 _Seconds = Annotated[float, Meta(ge=0)]

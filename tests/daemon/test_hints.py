@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from daemon.said import _KEYS, in_keys, outcome_of
+from daemon.hints import KEYS, in_keys
+from daemon.said import outcome_of
 from daemon.settings import Settings
 
 _CONVERTER = Path(__file__).resolve().parents[2] / "converter"
@@ -34,13 +35,13 @@ def test_every_flag_that_a_converters_hint_names_has_its_key() -> None:
     named = {flag for _, hint in hints() for flag in re.findall(r"--([a-z][a-z-]*)", hint)}
 
     assert len(named) > 5
-    assert named <= _KEYS.keys()
+    assert named <= KEYS.keys()
 
 
 def test_every_key_that_is_named_instead_is_one() -> None:
     keys = {field.name for field in msgspec.structs.fields(Settings)}
 
-    for said in _KEYS.values():
+    for said in KEYS.values():
         assert said.split()[0] in keys | {"dcp2hfd"}, said
 
 
@@ -48,7 +49,8 @@ def test_every_key_that_is_named_instead_is_one() -> None:
     ("hint", "said"),
     [
         ("name it with --run-config, or its folder with --logs-root", "name it with run_config_names, or its folder with logs_roots"),
-        ("take the run's values with --architecture run", "take the run's values with architecture = run"),
+        ("take the run's values with --architecture run", 'take the run\'s values with architecture = "run"'),
+        ("add its folder to --restrict-assets, or name it with --hf-assets", "add its folder to assets_roots, or name it with hf_assets"),
         ("if it is a whole copy, say --accept-copy", "if it is a whole copy, say dcp2hfd retry --accept-copy"),
         ("look at the mount --and-its server", "look at the mount --and-its server"),
     ],

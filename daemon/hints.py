@@ -1,0 +1,27 @@
+"""Owns how a converter's hint, which names flags, is said to an operator of the daemon, who writes keys. Pure."""
+
+import re
+
+KEYS = {
+    "accept-copy": "dcp2hfd retry --accept-copy",
+    "allow-routing-drift": "allow_routing_drift",
+    "architecture": "architecture",
+    "assets-root": "assets_roots",
+    "dtype": "dtype",
+    "force": "overwrite_foreign",
+    "hf-assets": "hf_assets",
+    "logs-root": "logs_roots",
+    "output": "output",
+    "path-map": "path_map",
+    "restrict-assets": "assets_roots",
+    "run-config": "run_config_names",
+    "threads": "threads",
+    "tokenizer": "tokenizer",
+}
+"""A flag of `dcp2hf convert` that hints name -> what an operator of dcp2hfd says instead."""
+
+
+def in_keys(hint: str) -> str:
+    """A converter's hint as people read it who write a configuration, not a command line."""
+    hint = hint.replace("--architecture run", 'architecture = "run"')
+    return re.sub(r"--([a-z][a-z-]*)", lambda flag: KEYS.get(flag[1], flag[0]), hint)
