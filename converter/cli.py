@@ -125,10 +125,10 @@ def convert(
         output=output and output.absolute(), dtype=dtype, run_config=run_config, run_config_names=tuple(run_config_name or ()), logs_roots=tuple(logs_root or ()),
         search=search_of(hf_assets, tokenizer, assets_root, path_map, restrict_assets),
         architecture=architecture, allow_routing_drift=allow_routing_drift, accept_copy=accept_copy, force=force,
-        max_shard_size=parse_size(max_shard_size), threads=threads, forward_check=forward_check, if_exists=if_exists,
-        metadata_limits=Limits(parse_size(metadata_memory_limit), metadata_deadline),
-        io_bandwidth_limit=parse_size(io_bandwidth_limit) if io_bandwidth_limit else 0,
-        hooks=Hooks(parse_command(before_publish), parse_command(sign), hook_timeout),
+        max_shard_size=parse_size(max_shard_size, "--max-shard-size"), threads=threads, forward_check=forward_check, if_exists=if_exists,
+        metadata_limits=Limits(parse_size(metadata_memory_limit, "--metadata-memory-limit"), metadata_deadline),
+        io_bandwidth_limit=parse_size(io_bandwidth_limit, "--io-bandwidth-limit") if io_bandwidth_limit else 0,
+        hooks=Hooks(parse_command(before_publish, "--before-publish"), parse_command(sign, "--sign"), hook_timeout),
         statistics=statistics and statistics.absolute(),
     )  # fmt: skip
     if events and (number := layout.step_number(path.name)) is not None and not path.exists():
@@ -212,18 +212,20 @@ def _steps(path: Path) -> tuple[list[Path], bool]:
         return [path], True
     if not path.is_dir():
         _usage(f"{path} is neither a step directory, nor a run root, nor a *.distcp file")
-    found = sorted(
-        (number, entry)
-        for entry in path.iterdir()
-        if (number := layout.step_number(entry.name)) is not None and entry.is_dir() and not entry.is_symlink()
-    )
+    found = sorted((layout.step_number(entry.name) or 0, entry) for entry in path.iterdir() if _is_step(entry))
     if not found:
         why = f"{path} holds no step-<number> directory"
         if layout.published_step(path.name) is not None:
             why = f"{path} is a published directory; `dcp2hf verify {path}` checks it"
+        elif below := next((str(step.parent) for step in sorted(path.glob("*/step-*")) if _is_step(step)), ""):
+            why += f"; is {below} meant?"
         print(errors.printable(f"nothing to convert: {why}"), file=sys.stderr)
         _exit(EXIT_NOTHING)
     return [entry for _, entry in found], False
+
+
+def _is_step(path: Path) -> bool:
+    return layout.step_number(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def _convert_all(

@@ -23,16 +23,16 @@ _UNITS = {
 }
 
 
-def parse_size(text: str) -> int:
-    """ "50GB", "512MiB" or a number of bytes."""
+def parse_size(text: str, flag: str) -> int:
+    """ "50GB", "512MiB" or a number of bytes, as `flag` was given it."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
-        raise typer.BadParameter(f"{text!r} is no size like 50GB")
+        raise typer.BadParameter(f"{flag} {text!r} is no size like 50GB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def parse_command(text: str | None) -> tuple[str, ...]:
-    """A command as a JSON list of words; none is an empty one."""
+def parse_command(text: str | None, flag: str) -> tuple[str, ...]:
+    """A command as a JSON list of words, as `flag` was given it; none is an empty one."""
     if text is None:
         return ()
     try:
@@ -40,14 +40,14 @@ def parse_command(text: str | None) -> tuple[str, ...]:
     except ValueError:
         argv = text
     if problem := commands.problem_of(argv):
-        raise typer.BadParameter(problem)
+        raise typer.BadParameter(f"{flag}: {problem}")
     return tuple(argv)
 
 
 def _pair(text: str) -> tuple[str, str]:
     old, found, new = text.partition("=")
     if not (found and old and new):
-        raise typer.BadParameter(f"{text!r} is not OLD=NEW")
+        raise typer.BadParameter(f"--path-map {text!r} is not OLD=NEW")
     return old, new
 
 

@@ -115,6 +115,31 @@ def test_wrong_usage_exits_with_2_and_converts_nothing(arguments: list[str], run
     assert tree(run, times=True) == before
 
 
+def test_a_folder_above_the_steps_names_the_one_that_is_meant(run: Path, dcp2hf: Command) -> None:
+    code, _, err = dcp2hf("inspect", run.parent)
+
+    assert code == 3
+    assert f"{run.parent} holds no step-<number> directory; is {run} meant?" in err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--io-bandwidth-limit", "fast"),
+        ("--max-shard-size", "big"),
+        ("--path-map", "/old"),
+        ("--before-publish", "card.py -v"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_refused_with_its_flag(
+    flag: str, value: str, run: Path, dcp2hf: Command
+) -> None:
+    code, _, err = dcp2hf("convert", "--dcp-path", run, flag, value)
+
+    assert code == 2
+    assert f"Invalid value: {flag}" in err
+
+
 def test_the_forms_of_users_scripts_mean_convert(run: Path, checkpoints: Path, dcp2hf: Command) -> None:
     tokenizer = TWO.tokenizer(checkpoints)
     for arguments in (
