@@ -44,6 +44,18 @@ def said_of(started: Started, outcome: Outcome) -> dict[str, Any]:
     return fields_of(outcome.event) | own
 
 
+def reason_of(outcome: Outcome, step: str) -> str:
+    """What `status` says of a failure: its message, and which path failed where that is not the step itself.
+
+    Of what a machine refused or a person is to mend; what is judged again by its message alone is left as it is. A lock or
+    a staging directory is named by its folder: it is gone, and all steps of a run are said together.
+    """
+    path = outcome.path.partition(f"/{layout.PREFIX}")[0]
+    if outcome.retry not in (Retry.BACKOFF, Retry.NEVER) or path in ("", step) or path in outcome.message:
+        return outcome.message
+    return f"{outcome.message}: {path}"
+
+
 class Endings:
     """How attempts end."""
 
@@ -103,7 +115,7 @@ class Endings:
         why = {"error": outcome.error, "message": outcome.message, "hint": outcome.hint}
         fields = why | ({"failed_path": outcome.path} if outcome.path else {})
         fields |= {"figures": outcome.event["figures"]} if "figures" in outcome.event else {}
-        log, attempt = self._tracker.step_log(job.root, latest), row.attempts + 1
+        log, attempt, reason = self._tracker.step_log(job.root, latest), row.attempts + 1, reason_of(outcome, job.path)
         if outcome.error == NON_FINITE:
             self._news.non_finite(log, row, outcome, now)
         if follows.is_failure:
@@ -116,7 +128,7 @@ class Endings:
             msgspec.structs.replace(
                 row,
                 state=follows.state,
-                reason=outcome.message,
+                reason=reason,
                 error=outcome.error,
                 hint=outcome.hint,
                 attempts=follows.attempts,
@@ -124,7 +136,7 @@ class Endings:
             )
         )
         self.failures += outcome.retry not in schedule.NO_FAILURE
-        judged = Verdict(follows.state, outcome.message, outcome.error, outcome.hint, follows.next_attempt or 0.0)
+        judged = Verdict(follows.state, reason, outcome.error, outcome.hint, follows.next_attempt or 0.0)
         self._tracker.keep(job.path, Tracked(job.root, latest, judged))
         self._news.failure(log, outcome, follows, attempt, fields)
         if follows.state == State.UNSUPPORTED:
