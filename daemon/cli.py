@@ -154,7 +154,9 @@ def _retry(options: argparse.Namespace) -> int:
     folder = config.state_dir(config.load(config=options.config))
     path = os.path.abspath(options.path)
     if Ledger.read(folder) is None:
-        raise LedgerError(f"no ledger in {folder}: no daemon ran with this state_dir yet")
+        raise LedgerError(
+            f"no ledger in {folder}: no daemon ran with this state_dir yet; another configuration's: --config FILE"
+        )
     ledger = Ledger.open(folder)
     try:
         count = ledger.request(path, accept_copy=options.accept_copy)

@@ -28,14 +28,13 @@ SHARE = 5
 """`--watch` rests so many times as long as a look took: a ledger of many steps must not cost a core."""
 _NARROW = 60
 """Columns below which only step, state and what are shown."""
-_NOTHING = Group("no step is known yet")
 
 
 def draw(found: dict[str, Any], *, is_whole: bool) -> None:
     """Prints a report once; `is_whole`: every step."""
     console, now = Console(highlight=False), time.time()
     runs = [_run(run, None if is_whole else NEWEST, console.width, now) for run in found["runs"]]
-    console.print(_head(found), *runs or [_NOTHING])
+    console.print(_head(found), *(runs or [Group(status.nothing(found))]))
 
 
 def watch(look: Callable[[], dict[str, Any]], *, sleep: Callable[[float], None] = time.sleep) -> NoReturn:
@@ -62,7 +61,7 @@ def _fitting(found: dict[str, Any], console: Console) -> RenderableType:
         runs = [_run(run, newest, console.width, now) for run in shown]
         ends = list(accumulate(_lines(run, console) for run in runs))
         if not ends or ends[-1] <= room:
-            return Group(head, *runs or [_NOTHING])
+            return Group(head, *(runs or [Group(status.nothing(found))]))
     fit = bisect_right(ends, room - 1)
     return Group(head, *runs[:fit], Text(f"{len(runs) - fit:,} more runs: dcp2hfd status", "dim"))
 

@@ -118,11 +118,18 @@ def plain(found: dict[str, Any], now: float) -> str:
     """The status as text that scripts may cut up: every step on a line of its own. `now` is seconds since the epoch."""
     lines = [f"daemon: {who_runs(found)}; ledger in {printable(found['state_dir'])}"]
     if not found["runs"]:
-        lines.append("no step is known yet")
+        lines.append(nothing(found))
     for run in found["runs"]:
         rows = [_cells(step, now) for step in run["steps"]]
         lines += ["", f"{printable(run['run'])} ({printable(run['path'])})", *columns(HEAD, rows)]
     return "\n".join(lines)
+
+
+def nothing(found: dict[str, Any]) -> str:
+    """What is said where no step is known: a person may have asked the wrong ledger."""
+    if (Path(found["state_dir"]) / database.NAME).exists():
+        return "no step is known yet"
+    return "no ledger there: no daemon ran with this state_dir yet; the one of another configuration: --config FILE"
 
 
 def who_runs(found: dict[str, Any]) -> str:

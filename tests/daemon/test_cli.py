@@ -143,8 +143,14 @@ def test_status_on_a_terminal_is_a_table_too(state: Path) -> None:
 def test_status_without_a_ledger_says_so(tmp_path: Path) -> None:
     said = dcp2hfd("status", state=tmp_path / "none")
 
-    assert (said.returncode, "no step is known yet" in said.stdout) == (0, True)
+    assert (said.returncode, "no ledger there: no daemon ran with this state_dir" in said.stdout) == (0, True)
     assert json.loads(dcp2hfd("status", "--json", state=tmp_path / "none").stdout)["runs"] == []
+
+
+def test_status_of_a_ledger_without_steps_says_so(tmp_path: Path) -> None:
+    Ledger.open(tmp_path / "state").close()
+
+    assert "no step is known yet" in dcp2hfd("status", state=tmp_path / "state").stdout
 
 
 def test_status_of_a_step_that_a_dead_daemon_left_running_is_pending(tmp_path: Path) -> None:

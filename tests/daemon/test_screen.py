@@ -140,7 +140,7 @@ def test_watch_shows_what_changes_and_gives_the_screen_back_when_it_is_ended(
 
 
 def test_watch_begins_before_there_is_a_ledger(drawn: Status) -> None:
-    assert drawn("--watch", interrupt_after="no step is known yet").code == 0
+    assert drawn("--watch", interrupt_after="no ledger there").code == 0
 
 
 def test_watch_fits_the_screen_and_says_how_many_runs_do_not(ledger: Ledger, drawn: Status) -> None:
