@@ -157,6 +157,8 @@ def _retry(options: argparse.Namespace) -> int:
         raise LedgerError(
             f"no ledger in {folder}: no daemon ran with this state_dir yet; another configuration's: --config FILE"
         )
+    if not os.access(folder, os.W_OK):
+        raise LedgerError(f"{folder} is another user's: ask as that user (the service's), or as root")
     ledger = Ledger.open(folder)
     try:
         count = ledger.request(path, accept_copy=options.accept_copy)

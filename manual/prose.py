@@ -75,8 +75,8 @@ PAGES = {
         ),
         exits={
             "0": "Ended as asked; with --once, all is fine.",
-            "1": "With --once, an attempt failed; the ledger cannot be used; retry knows no such step.",
-            "2": "Usage, or a setting that is not valid.",
+            "1": "With --once, an attempt failed or a root was away; the ledger cannot be used; retry knows no such step.",
+            "2": "Usage, a setting that is not valid, or a ledger of a newer version.",
         },
         environment={
             "DCP2HF_CONFIG": "The configuration file, where --config names none.",

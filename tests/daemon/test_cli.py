@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon import check
+from daemon import check, cli
 from daemon.ledger import Ledger
 from daemon.messages import Answer
 from daemon.records import Outcome, State
@@ -175,6 +175,16 @@ def test_retry_of_something_unknown_is_an_error(state: Path, tmp_path: Path) -> 
     assert dcp2hfd("retry", "/r/b", state=state).returncode == 1
     assert dcp2hfd("retry", "/r/a", state=tmp_path / "none").returncode == 1
     assert not (tmp_path / "none").exists()
+
+
+def test_retry_by_whom_the_ledger_is_not_says_whom_to_be(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != state)
+    monkeypatch.setenv("DCP2HF_STATE_DIR", str(state))
+
+    assert cli.main(["retry", "/r/a"]) == 1
+    assert f"{state} is another user's: ask as that user (the service's), or as root" in capsys.readouterr().err
 
 
 def test_check_says_what_it_would_do(tmp_path: Path) -> None:

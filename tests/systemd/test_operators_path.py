@@ -112,7 +112,7 @@ def test_by_the_operators_guide_alone_it_is_installed_used_upgraded_rolled_back_
     # an error is understood, mended, and forgotten
     save_as_trained(CASE, checkpoints, host.root, "moved", assets="/lustre/hf")
     unit.wait_for("conversion_failed", run="moved", error="AssetsMissing")
-    assert "--path-map" in host.steps()["moved"]["hint"]
+    assert "path_map" in host.steps()["moved"]["hint"]
     errors = host.type("journalctl -u dcp2hfd -p err -o cat").splitlines()
     assert [json.loads(line)["event"] for line in errors] == ["conversion_failed"]
     host.do("look")
