@@ -76,10 +76,13 @@ def parse_ours(name: str) -> tuple[int, str | None, str] | None:
 def run_name(root: Path, run: Path) -> str:
     """A run's name in logs: its path relative to the root, without a trailing `/checkpoint`.
 
-    Of a root that is itself a run: the folder's name, or its parent's if that is `checkpoint`.
+    Of a root that is itself a run: the folder's name, or its parent's if that is `checkpoint`; of one that holds just its
+    `checkpoint`: the root's own.
     """
     if run == root:
         return run.parent.name if run.name == "checkpoint" else run.name
     relative = os.path.relpath(run, root)
     head, _, tail = relative.rpartition("/")
-    return head if tail == "checkpoint" and head else relative
+    if tail != "checkpoint":
+        return relative
+    return head or root.name or relative

@@ -51,7 +51,8 @@ def reason_of(outcome: Outcome, step: str) -> str:
     a staging directory is named by its folder: it is gone, and all steps of a run are said together.
     """
     path = outcome.path.partition(f"/{layout.PREFIX}")[0]
-    if outcome.retry not in (Retry.BACKOFF, Retry.NEVER) or path in ("", step) or path in outcome.message:
+    is_told = path in ("", step) or path in outcome.message or outcome.error == "HookFailed"  # of no path
+    if is_told or outcome.retry not in (Retry.BACKOFF, Retry.NEVER):
         return outcome.message
     return f"{outcome.message}: {path}"
 

@@ -22,6 +22,6 @@ KEYS = {
 
 
 def in_keys(hint: str) -> str:
-    """A converter's hint as people read it who write a configuration, not a command line."""
-    hint = hint.replace("--architecture run", 'architecture = "run"')
-    return re.sub(r"--([a-z][a-z-]*)", lambda flag: KEYS.get(flag[1], flag[0]), hint)
+    """A converter's hint as people read it who write a configuration, not a command line: a key is quoted, or `tokenizer` is a word."""
+    hint = hint.replace("--architecture run", '`architecture = "run"`')
+    return re.sub(r"--([a-z][a-z-]*)", lambda flag: f"`{KEYS[flag[1]]}`" if flag[1] in KEYS else flag[0], hint)

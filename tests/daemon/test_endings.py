@@ -31,6 +31,12 @@ def test_a_path_that_the_message_has_is_not_said_twice() -> None:
     assert reason_of(failed, STEP) == "/assets is gone"
 
 
+def test_a_hook_that_fails_fails_on_no_path() -> None:
+    failed = Outcome(result="failed", error="HookFailed", message="exit code 3", path=f"{STEP}-hf")
+
+    assert reason_of(failed, STEP) == "exit code 3"
+
+
 def test_what_the_scanner_says_too_is_left_as_it_says_it() -> None:
     for retry in (Retry.CONFIG, Retry.UNSUPPORTED, Retry.VANISHED):
         assert reason_of(Outcome(result="failed", message="half-written", path="/r/a/c.json", retry=retry), STEP) == (

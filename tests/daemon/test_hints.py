@@ -48,10 +48,10 @@ def test_every_key_that_is_named_instead_is_one() -> None:
 @pytest.mark.parametrize(
     ("hint", "said"),
     [
-        ("name it with --run-config, or its folder with --logs-root", "name it with run_config_names, or its folder with logs_roots"),
-        ("take the run's values with --architecture run", 'take the run\'s values with architecture = "run"'),
-        ("add its folder to --restrict-assets, or name it with --hf-assets", "add its folder to assets_roots, or name it with hf_assets"),
-        ("if it is a whole copy, say --accept-copy", "if it is a whole copy, say dcp2hfd retry --accept-copy"),
+        ("name it with --run-config, or its folder with --logs-root", "name it with `run_config_names`, or its folder with `logs_roots`"),
+        ("take the run's values with --architecture run", 'take the run\'s values with `architecture = "run"`'),
+        ("add its folder to --restrict-assets, or name it with --hf-assets", "add its folder to `assets_roots`, or name it with `hf_assets`"),
+        ("if it is a whole copy, say --accept-copy", "if it is a whole copy, say `dcp2hfd retry --accept-copy`"),
         ("look at the mount --and-its server", "look at the mount --and-its server"),
     ],
 )  # fmt: skip

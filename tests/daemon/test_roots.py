@@ -1,5 +1,10 @@
 """A name is a step only if it is exactly `step-N`; links are not followed; what is ours is not gone into."""
 
+from pathlib import Path
+
+import pytest
+
+from converter import layout
 from daemon.roots import Entry, interpret, wanted
 
 
@@ -58,3 +63,19 @@ def test_a_name_that_is_not_utf8_is_left_alone() -> None:
 
 def test_min_step_and_every_say_which_steps_are_wanted() -> None:
     assert [n for n in range(0, 60, 10) if wanted(n, min_step=15, every=20)] == [20, 40]
+
+
+@pytest.mark.parametrize(
+    ("root", "run", "name"),
+    [
+        ("/r", "/r/a/checkpoint", "a"),
+        ("/r", "/r/exp/a/checkpoint", "exp/a"),
+        ("/r", "/r/a", "a"),
+        ("/r/a/checkpoint", "/r/a/checkpoint", "a"),
+        ("/r/a", "/r/a", "a"),
+        ("/r/a", "/r/a/checkpoint", "a"),
+        ("/", "/checkpoint", "checkpoint"),
+    ],
+)
+def test_a_run_is_called_by_its_folder_not_by_the_checkpoint_folder_in_it(root: str, run: str, name: str) -> None:
+    assert layout.run_name(Path(root), Path(run)) == name
