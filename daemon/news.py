@@ -59,8 +59,8 @@ class News:
                 path=run.run,
                 keep_latest_k=keep,
                 remaining=left,
-                message=f"TorchTitan up to 0.3.0 counts step-N-hf as checkpoints: with keep_latest_k = {keep}, {left} complete "
-                f"checkpoints remain while the next one is being saved, instead of {keep - 1}",
+                message=f"TorchTitan up to 0.3.0 counts step-N-hf as checkpoints: with keep_latest_k = {keep}, complete "
+                f"checkpoints that remain while the next one is being saved are {left} instead of {keep - 1}",
                 hint=f'set output = "subdirectory" here, or keep_latest_k = {2 * keep - 1} in the run',
             )
 
