@@ -52,7 +52,7 @@ def reason_of(outcome: Outcome, step: str) -> str:
     """
     path = outcome.path.partition(f"/{layout.PREFIX}")[0]
     is_told = path in ("", step) or path in outcome.message or outcome.error == "HookFailed"  # of no path
-    if is_told or outcome.retry not in (Retry.BACKOFF, Retry.NEVER):
+    if is_told or outcome.retry not in (Retry.BACKOFF, Retry.NEVER, Retry.SPACE):
         return outcome.message
     return f"{outcome.message}: {path}"
 

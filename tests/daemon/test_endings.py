@@ -21,7 +21,7 @@ STEP = "/r/a/step-4"
     ],
 )
 def test_a_failures_reason_names_the_path_that_failed(path: str, said: str) -> None:
-    for retry in (Retry.BACKOFF, Retry.NEVER):
+    for retry in (Retry.BACKOFF, Retry.NEVER, Retry.SPACE):
         assert reason_of(Outcome(result="failed", message="not allowed", path=path, retry=retry), STEP) == said
 
 
