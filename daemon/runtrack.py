@@ -5,7 +5,6 @@ from pathlib import Path
 
 from converter import errors, layout, run_config
 from daemon import messages, published, roots
-from daemon.hints import in_keys
 from daemon.messages import Answer, Config, Run, RunConfigFacts, Step
 from daemon.steptrack import SECOND_LOOK, Probe, StepTrack
 from daemon.voice import Voice

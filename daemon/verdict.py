@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converter import layout
+from daemon.hints import in_keys
 from daemon.messages import Run, Step
 from daemon.records import Row, State
-from daemon.said import in_keys
 from daemon.settings import Settings
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
