@@ -216,6 +216,12 @@ class Conversions:
                 self._tracker.on_gone(job.root, Gone(path=job.path))
             elif latest.answer.save_id != started.facts.answer.save_id:
                 self._tracker.on_step(job.root, latest)
+        except Exception as error:  # nobody foresaw it: without an end the step would be `running` until the next start
+            what = f"the daemon itself failed ({type(error).__name__}: {error})"
+            failed = Outcome(
+                result="failed", error="MachineFailure", message=what, hint="please report it", retry=Retry.BACKOFF
+            )
+            self._endings.failed(started, failed, started.facts)
         finally:
             del self._running[job.path]
             self._wake()
