@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
 from converter.columns import columns
 from converter.errors import printable
 from daemon import database, live, units
@@ -41,6 +43,8 @@ def step(row: Row, attempt: dict[str, Any], job: Job | None, *, is_running: bool
     """One step, with the last attempt at it and its job; `is_running`: a daemon has this ledger in use."""
     event = attempt.get("event", {})
     state = State.PENDING if row.state == State.RUNNING and not is_running else row.state
+    if state == State.RUNNING:  # what an earlier attempt met is over
+        row = msgspec.structs.replace(row, reason="", error=None, hint="")
     return {
         "step": row.step,
         "path": row.path,

@@ -162,6 +162,14 @@ def test_status_of_a_step_that_a_dead_daemon_left_running_is_pending(tmp_path: P
     assert run["steps"][0]["state"] == "pending"
 
 
+def test_a_step_that_is_tried_again_no_longer_says_what_it_failed_with() -> None:
+    again = row(10, state=State.RUNNING, error="MachineFailure", reason="EIO", hint="look at the mount", attempts=1)
+    shown = status.step(again, {}, None, is_running=True)
+
+    assert (shown["state"], shown["error"], shown["reason"], shown["hint"]) == ("running", None, "", None)
+    assert shown["failed_attempts"] == 1
+
+
 def test_retry_forgets_failures_and_says_how_many(state: Path) -> None:
     said = dcp2hfd("retry", "/r/a", state=state)
 

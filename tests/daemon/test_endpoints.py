@@ -26,7 +26,7 @@ import os, runpy, sys
 del os.environ["DCP2HF_METRICS_ADDRESS"], sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-HANGS = "import time; time.sleep(600)"
+HANGS = "import ctypes, time; ctypes.CDLL(None).prctl(1, 9); time.sleep(600)"  # PR_SET_PDEATHSIG: not past its daemon
 MakeRun = Callable[..., Path]
 Start = Callable[..., Daemon]
 

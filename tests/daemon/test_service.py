@@ -446,7 +446,7 @@ def test_what_a_killed_conversion_left_is_removed_before_the_next_attempt(
     assert daemon.stop() == 0
 
 
-HANGS = "import time; time.sleep(600)"
+HANGS = "import ctypes, time; ctypes.CDLL(None).prctl(1, 9); time.sleep(600)"  # PR_SET_PDEATHSIG: not past its daemon
 
 
 def test_a_root_that_hangs_holds_no_other_up(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
