@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon import check, cli
+from daemon import check, cli, status
 from daemon.ledger import Ledger
 from daemon.messages import Answer
 from daemon.records import Outcome, State
