@@ -34,7 +34,8 @@ def test_a_demonstration_run_is_seen_to_be_converted_and_its_plots_are_read(
     window: Browser, serve: Callable[..., Daemon], address: str, tmp_path: Path
 ) -> None:
     (tmp_path / "runs").mkdir()
-    state = {"DCP2HF_STATE_DIR": str(tmp_path / "state")}
+    # So slow that a conversion is not over before a browser that asks every few seconds has drawn how far it is.
+    state = {"DCP2HF_STATE_DIR": str(tmp_path / "state"), "DCP2HF_IO_BANDWIDTH_LIMIT": "4MB"}
     daemon = serve("-m", "daemon", "run", tmp_path / "runs", **state)
     window.open(f"http://{address}/")
     window.wait_for("return document.querySelector('#count').textContent.includes('no run')")
@@ -66,7 +67,7 @@ def test_a_demonstration_run_is_seen_to_be_converted_and_its_plots_are_read(
     window.run(f"{updates}.querySelector('svg').focus()")
     window.press(RIGHT, LEFT, UP)  # the last step, the one before, the second line
     read = window.run(f"return {updates}.querySelector('output').textContent")
-    assert re.search(r"^step 70 against step 60: layer 0 \S+, .*layer 3 ", read)
+    assert re.search(r"^step 70 against step 60: layer 0 \S+ ± \S+ %, .*layer 3 ", read)
     box = window.run(
         "const b = document.querySelector('figure svg').getBoundingClientRect(); return [b.x, b.y, b.width, b.height]"
     )
