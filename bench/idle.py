@@ -65,6 +65,7 @@ def make(place: Path, runs: int, steps: int) -> None:
                 Row(
                     path=path, root=str(place / "root"), run=str(run), run_name=run.parent.name, step=number,
                     save_id=answer.save_id or "", state=State.DONE, answer=answer, complete_at=1.0,
+                    output=str(run / layout.published_name(number)),
                 )
             )  # fmt: skip
     ledger.close()
