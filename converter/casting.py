@@ -52,10 +52,9 @@ class Caster:
             return raw, counts
         kind, mask, infinity = _BITS[self.source]
         bits = raw.view(kind)
-        if (self.source, self.target) == ("float32", "bfloat16"):
-            out = self._round(bits)
-            if self._is_plain(out):
-                return out.view(np.uint8), counts
+        rounded = self._round(bits) if (self.source, self.target) == ("float32", "bfloat16") else None
+        if rounded is not None and self._is_plain(rounded):
+            return rounded.view(np.uint8), counts
         magnitude = self._space(bits.size, kind, 0)
         np.bitwise_and(bits, kind(mask), out=magnitude)
         if magnitude.max(initial=0) >= infinity:
@@ -63,7 +62,7 @@ class Caster:
             counts.nan = int(np.count_nonzero(magnitude > infinity))
         if self.source == self.target:
             return raw, counts
-        out = self._convert(raw)
+        out = self._convert(raw) if rounded is None else rounded
         narrows = (
             self.source == "float64"
             or self.source == "float32"
@@ -101,8 +100,6 @@ class Caster:
         return bool(cast.min(initial=mask) > 0 and cast.max(initial=0) < infinity)
 
     def _convert(self, raw: NDArray[np.uint8]) -> Array:
-        if (self.source, self.target) == ("float32", "bfloat16"):
-            return self._round(raw.view(np.uint32))
         if self.source == "bfloat16":
             wide = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         else:

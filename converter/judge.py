@@ -63,9 +63,8 @@ def judge(expected: Pass, got: Pass, staging: Path) -> Fidelity:
     x, y, sure = expected.logits, got.logits, expected.sure
     assert sure is not None
     assert x.shape == y.shape
-    rows = list(
-        zip(x, y, strict=True)
-    )  # one at a time: whole, six copies of the logits were the peak of all the memory
+    # Row by row: six copies of whole logits were the peak of all the memory.
+    rows = list(zip(x, y, strict=True))
     apart = torch.stack([(a - b).abs().max() for a, b in rows])
     counted = sure | (apart <= TOLERANCE)  # a NaN is no number below the tolerance
     kl = torch.stack(

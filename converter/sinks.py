@@ -167,7 +167,8 @@ def read_back(
             traffic(fd, first, len(view))
             progress(len(view))
         check_same(path, at == size, f"the file has {size:,} bytes, {at:,} were written")
-        pool.shutdown()
+        if hashing is not None:
+            hashing.result()
         return size, digest.hexdigest()
     finally:
         pool.shutdown()

@@ -77,6 +77,24 @@ def test_not_a_number_of_any_payload_is_one_in_every_target_or_counted_before(so
         assert cast(values, source, target)[1].nan == len(values)
 
 
+@pytest.mark.parametrize(
+    ("bits", "met"),
+    [
+        (0x7FFF_FFFF, Counts(nan=1)), (0xFFFF_FFFF, Counts(nan=1)), (0x7FFF_8000, Counts(nan=1)), (0xFFFF_8000, Counts(nan=1)),
+        (0x7F80_0001, Counts(nan=1)), (0xFF80_0000, Counts(inf=1)), (0x7F7F_8000, Counts(to_inf=1)), (0x0000_0001, Counts(to_zero=1)),
+        (0x8000_7FFF, Counts(to_zero=1)), (0x0000_0000, Counts()), (0x7F7F_7FFF, Counts()),
+    ],
+)  # fmt: skip
+def test_one_such_value_among_plain_ones_is_counted(bits: int, met: Counts) -> None:
+    block = np.full(1000, 1.5, np.float32).view(np.uint32)
+    block[500] = bits
+
+    counts = Caster("float32", "bfloat16")(block.view(np.uint8))[1]
+    if met.nan:  # refused whatever else: rounding may have carried it into zero
+        counts.to_zero = 0
+    assert counts == met
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_same_dtype_passes_untouched_and_is_looked_at(dtype: str) -> None:
     values = patterns(dtype)
