@@ -163,16 +163,16 @@ class Conversions:
         settings = self._watchers[job.root].settings
         run = self._tracker.runs.get(job.run)
         row = self._tracker.row(job.root, facts)
-        if row.state in (State.DONE, State.REMOVED) and not self._once:  # another daemon with this ledger knows more
-            self._look(job)
-            return False
-        log = self._tracker.step_log(job.root, facts)
-        self._news.retention(job.root, facts, run, settings)
         samples = self._samples.folder(job.run, settings)
         request = worker.Request(job.path, verdict.folder(facts, run, settings), row.accept_copy, samples)
         output, number = f"{request.folder}/{layout.published_name(job.step)}", row.attempts + 1
+        running = msgspec.structs.replace(row, state=State.RUNNING, output=output)
+        self._news.retention(job.root, facts, run, settings)
+        if not self._ledger.put(running, of_attempt=not self._once):  # another daemon with this ledger knows more
+            self._look(job)
+            return False
+        log = self._tracker.step_log(job.root, facts)
         log.info("conversion_started", attempt=number, output=output, save_id=row.save_id)
-        self._ledger.put(msgspec.structs.replace(row, state=State.RUNNING, output=output))
         progress = Progress(now, self._clock)
         order = Order(
             self._command(request, settings), settings, facts, row, log, on_event=progress.then(AttemptEvents(log, number)),
@@ -208,7 +208,7 @@ class Conversions:
                     self._endings.succeeded(started, outcome, latest)
                 case "interrupted":
                     state = State.FAILED if row.attempts else State.PENDING
-                    self._ledger.put(msgspec.structs.replace(row, state=state))
+                    self._ledger.put(msgspec.structs.replace(row, state=state), of_attempt=True)
                     self._tracker.keep(job.path, Tracked(job.root, latest, Verdict(state)))
                 case _:
                     self._endings.failed(started, outcome, latest)

@@ -125,7 +125,7 @@ class Endings:
                 row, attempt=attempt, started=started.key.started, quarantined=follows.state == State.QUARANTINED,
                 retry_at=None if is_last else follows.next_attempt, fields=fields,
             )  # fmt: skip
-        self._ledger.put(
+        is_remembered = self._ledger.put(
             msgspec.structs.replace(
                 row,
                 state=follows.state,
@@ -134,7 +134,8 @@ class Endings:
                 hint=outcome.hint,
                 attempts=follows.attempts,
                 next_attempt=follows.next_attempt,
-            )
+            ),
+            of_attempt=True,
         )
         self.failures += outcome.retry not in schedule.NO_FAILURE
         judged = Verdict(follows.state, reason, outcome.error, outcome.hint, follows.next_attempt or 0.0)
@@ -147,6 +148,8 @@ class Endings:
         if outcome.retry in (Retry.VANISHED, Retry.INCOMPLETE, Retry.SUSPECT):
             # Scanner and converter did not agree about the step: it is looked at anew, but not in a tight circle.
             asyncio.get_running_loop().call_later((follows.next_attempt or now) - now, self._look, job)
+        elif not is_remembered:
+            self._look(job)
 
     def found_no_room(self, job: Job, lack: dict[str, Any]) -> None:
         """The one attempt of `--once` was not to be."""

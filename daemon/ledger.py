@@ -74,8 +74,12 @@ class Ledger(Outbox, Digest, JobBook):
         ).fetchone()
         return row_of(dict(found)) if found else None
 
-    def put(self, row: Row) -> None:
-        """Remembers a row. Another save than the one before begins a history of its own."""
+    def put(self, row: Row, *, of_attempt: bool = False) -> bool:
+        """Remembers a row. Another save than the one before begins a history of its own.
+
+        `of_attempt`: nothing is written, and False returned, where another daemon with this ledger has published this
+        save meanwhile: what a slower one met is no reason to convert it again.
+        """
         values = {
             **msgspec.structs.asdict(row),
             "state": str(row.state),
@@ -83,6 +87,9 @@ class Ledger(Outbox, Digest, JobBook):
             "now": time.time(),
         }
         with transaction(self._db):
+            settled = "SELECT 1 FROM steps WHERE path = :path AND save_id = :save_id AND current AND state IN ('done', 'removed')"
+            if of_attempt and self._db.execute(settled, values).fetchone():
+                return False
             # A step that was incomplete gets its identity now; it is still the same step.
             self._db.execute(
                 "UPDATE OR IGNORE steps SET save_id = :save_id WHERE path = :path AND save_id = '' AND :save_id != ''",
@@ -99,6 +106,7 @@ class Ledger(Outbox, Digest, JobBook):
                 f"ON CONFLICT (path, save_id) DO UPDATE SET current = 1, updated = excluded.updated, {update}",
                 values,
             )
+        return True
 
     def rows(self, under: str | None = None) -> Iterator[Row]:
         """The newest save of every step, or of those at or below a path; by run and step."""

@@ -80,6 +80,19 @@ def test_an_attempt_is_remembered_with_all_its_converter_said(ledger: Ledger) ->
     )
 
 
+@pytest.mark.parametrize("settled", [State.DONE, State.REMOVED])
+def test_an_attempt_leaves_what_another_daemon_settled_meanwhile(
+    ledger: Ledger, tmp_path: Path, settled: State
+) -> None:
+    assert ledger.put(row(state=State.RUNNING), of_attempt=True)
+    Ledger.open(tmp_path).put(row(state=settled))
+
+    assert not ledger.put(row(state=State.FAILED, attempts=1), of_attempt=True)
+    assert ledger.row("/r/a/step-10") == row(state=settled)
+    assert ledger.put(row(state=State.RUNNING, save_id="saved again"), of_attempt=True), "another save"
+    assert ledger.put(row(state=State.PENDING)), "not of an attempt"
+
+
 def test_what_a_dead_daemon_left_open_is_closed_by_the_next(ledger: Ledger, tmp_path: Path) -> None:
     ledger.put(row(state=State.RUNNING))
     dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -372,6 +372,25 @@ def test_what_another_daemon_with_the_same_ledger_settled_is_not_started_from_me
     assert conversions(b) == ["step-10"]
 
 
+def test_what_another_daemon_published_during_an_attempt_that_fails_is_not_begun_again(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("fail_late MachineFailure backoff")
+    slower = start(str(tmp_path / "root"), DCP2HF_BACKOFF_INITIAL="1s")
+    wait_until(lambda: conversions(run) != [])
+    (run / "behaviour").unlink()
+    other = start(str(tmp_path / "root"))
+    other.wait_for("conversion_succeeded")
+    assert not slower.events("conversion_failed")
+    shutil.rmtree(run / "step-10-hf")
+    slower.wait_for("conversion_failed")
+    time.sleep(3.0)  # its backoff
+
+    assert conversions(run) == ["step-10", "step-10"]
+    assert states(tmp_path) == {10: "removed"}
+
+
 def test_retention_hazard_says_what_remains_once_per_run(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
     make_run("a", 10, 20)
     daemon = start("--once", str(tmp_path / "root"))

@@ -25,6 +25,8 @@ from tests.soak.measures import growth_of
 WEIGHTS = "model.safetensors"
 STOPS_WITHIN = 10.0
 """Seconds that a clean stop may take."""
+SAID = 0.2
+"""Seconds within which the lines of two daemons with one ledger may come in another order than what they tell of."""
 MEMORY_GROWTH = 3_000
 """kB by which the daemon's resident memory may grow while it is measured (a line through all samples)."""
 
@@ -127,7 +129,7 @@ def removed_stays_removed(history: list[Record]) -> Broken:
             if event == "conversion_started":
                 began[record["daemon"], path] = record["t"]
             elif event == "conversion_succeeded":
-                known = key in done and done[key] < began.get((record["daemon"], path), record["t"])
+                known = key in done and done[key] + SAID < began.get((record["daemon"], path), record["t"])
                 if known and asked.get(key[:2], 0.0) < done[key]:
                     yield (
                         f"{path}, save {save}, was converted again, unasked, by the ledger {record['ledger']!r}",
