@@ -31,9 +31,9 @@ from converter.flags import (
 )
 from converter.hooks import Hooks
 from converter.inspect import describe, preview
+from converter.limits import Limits
 from converter.report import reporter
 from converter.source import Options
-from converter.storage import Limits
 from converter.tables import show
 from converter.verdict import show as show_verdict
 from converter.verify import locate, verify

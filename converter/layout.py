@@ -7,7 +7,6 @@ one contains that.
 
 import os
 import re
-import secrets
 from pathlib import Path
 
 MANIFEST = "conversion.json"
@@ -61,7 +60,7 @@ def lock_name(step: int) -> str:
 
 def new_token() -> str:
     """16 hex digits that tell one attempt's files from another's."""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 def parse_ours(name: str) -> tuple[int, str | None, str] | None:

@@ -4,7 +4,6 @@ Standard library only. Of a process on another host, or in another PID namespace
 """
 
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def started(pid: int) -> int | None:
 def this_host() -> str:
     """Name, boot and PID namespace of this process."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
+    return f"{os.uname().nodename}/{boot}/{os.readlink('/proc/self/ns/pid')}"
 
 
 def read(path: Path) -> Owner | None:

@@ -13,6 +13,7 @@ from converter import assets, checkpoint, errors, hf_step, layout, manifest, nam
 from converter.exports import INDEX, SAFETENSORS, target_dtype
 from converter.files import read_regular
 from converter.hooks import Hooks
+from converter.limits import SIZE_LIMIT, Limits
 from converter.listing import METADATA, SETTLE_SECONDS, Listing, completeness, kind_of, list_step
 from converter.traffic import KEPT_IN_CACHE, Traffic
 
@@ -41,7 +42,7 @@ class Options:
     """0: as many as there are cores to run on, at most 4."""
     forward_check: str = "full"
     if_exists: str = "overwrite"
-    metadata_limits: storage.Limits = field(default_factory=storage.Limits)
+    metadata_limits: Limits = field(default_factory=Limits)
     io_bandwidth_limit: int = 0
     """Bytes a second that are read and written, by both processes together; 0: no limit."""
     hooks: Hooks = field(default_factory=Hooks)
@@ -186,7 +187,7 @@ def reason_to_skip(published: Path, source: Source, options: Options) -> str | N
 
 
 def _digest(step: Path, form: str) -> str:
-    payload = read_regular(step / (INDEX if form == "hf" else METADATA), limit=storage.SIZE_LIMIT)
+    payload = read_regular(step / (INDEX if form == "hf" else METADATA), limit=SIZE_LIMIT)
     return hashlib.sha256(payload).hexdigest()
 
 

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -23,32 +22,11 @@ from typing import Any
 from converter import errors, hf_step, layout
 from converter.checkpoint import StorageMetadata, TensorItems, from_json, from_pickle, to_json
 from converter.files import REFUSED, read_regular
+from converter.limits import PATIENCE, SIZE_LIMIT, Limits
 from converter.listing import METADATA, Listing, completeness, kind_of, list_step
 
-SIZE_LIMIT = 1 << 30
-"""Bytes of a `.metadata`; that of a 235B on 256 ranks has 78 MB."""
-PATIENCE = 4.0
-"""Times its processor time that the small process may take in all: the machine is busy, the file system slow."""
 _TOO_MUCH = "reading storage metadata took more memory or time than its size allows"
 _RAISE = "raise metadata_memory_limit or metadata_deadline if this checkpoint is trusted"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What reading a `.metadata` may take: these, and 24 bytes and half a microsecond for each byte of the file."""
-
-    memory: int = 512 << 20
-    """Bytes of address space."""
-    seconds: float = 30.0
-
-    def of(self, size: int) -> tuple[int, float]:
-        """(bytes, seconds) for a file of `size` bytes, of which no more are read than SIZE_LIMIT."""
-        size = min(size, SIZE_LIMIT)
-        return self.memory + 24 * size, self.seconds + size / 2_000_000
-
-    def flags(self) -> list[str]:
-        """As the small process takes them."""
-        return [f"--memory={self.memory}", f"--seconds={self.seconds}"]
 
 
 DEFAULT_LIMITS = Limits()

@@ -104,6 +104,7 @@ def open_for_writing(folder: Path) -> Connection:
         try:
             _use_wal(db)
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA cache_size = -256")  # KiB: the system caches the file, too
             _migrate(db, folder / NAME)
         except BaseException:
             db.close()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from converter.storage import PATIENCE, Limits
+from converter.limits import PATIENCE, Limits
 from daemon import process
 from daemon.messages import Answer, answer_of
 

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from converter import errors, layout, manifest
 from daemon.messages import Published
 
@@ -20,7 +22,7 @@ class Wish(NamedTuple):
     max_shard_size: int
 
 
-class Track(NamedTuple):
+class Track(msgspec.Struct, frozen=True, gc=False):
     """A published directory as it was last read. There may be ten thousand: hashes instead of what they are of."""
 
     facts: Published
@@ -66,7 +68,7 @@ def look(
         elif track is not None:
             since = now if track.missing_since is None else track.missing_since
             if now - since < second_look:
-                tracks.append(track._replace(missing_since=since))
+                tracks.append(msgspec.structs.replace(track, missing_since=since))
     same = len(tracks) == len(before) and all(a is b for a, b in zip(tracks, before, strict=True))
     return before if same else tuple(tracks)
 
@@ -76,7 +78,7 @@ def _read(place: str, path: str, wish: Wish, before: Track | None) -> Track | No
         signature = _signature(path)
         is_same = before is not None and (before.signature, before.wish) == (signature, hash(wish))
         if before is not None and is_same and before.facts.up_to_date:  # another answer may have been an accident
-            return before if before.missing_since is None else before._replace(missing_since=None)
+            return before if before.missing_since is None else msgspec.structs.replace(before, missing_since=None)
         directory = Path(path)
         found = manifest.read(directory)
         foreign = tuple(map(errors.printable, manifest.foreign_files(directory)[:NAMED]))

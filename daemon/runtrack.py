@@ -189,8 +189,8 @@ class RunTrack:
             self._again = True
             self._voice.wake(self._voice.now() + SECOND_LOOK)
         there = tuple(track.facts for track in step.published)
-        if step.reported is None or step.reported != (step.answer, there):
-            step.reported = (step.answer, there)
+        if step.reported != (facts := hash((step.answer, there))):
+            step.reported = facts
             self._voice.emit(Step(run=self.path, step=number, path=step.path, answer=step.answer, published=there))
 
     def _dtype(self) -> str:

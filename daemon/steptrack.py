@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from converter.listing import METADATA, SETTLE_SECONDS, Listing, kind_of, list_step
-from daemon.messages import Answer, Published
+from daemon.messages import Answer
 from daemon.probe import ProbeError
 from daemon.published import Track
 
@@ -55,7 +55,8 @@ class StepTrack:
         """What the step is, as far as it is believed."""
         self.published: tuple[Track, ...] = ()
         self.missing_since: float | None = None
-        self.reported: tuple[Answer, tuple[Published, ...]] | None = None
+        self.reported: int | None = None
+        """Hash of what was reported of it: there may be ten thousand."""
         self.wake_at: float | None = None
         """When to look again before the next scan."""
         self._raw: Answer | None = known

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converter import errors, layout, lock
-from converter.storage import Limits
+from converter.limits import Limits
 from daemon import messages, roots
 from daemon.messages import Answer, Config
 from daemon.probe import probe
@@ -103,6 +103,8 @@ class Survey:
                 del self._runs[path]
                 self._voice.emit(messages.RunGone(run=path))
         self._earlier = {}
+        if not self._known:
+            self._known.clear()  # emptied one by one, it still holds the room that all of them took
         self._voice.emit(
             messages.Scanned(
                 seconds=round(self._voice.now() - began, 4),

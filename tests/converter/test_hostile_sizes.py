@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from converter import errors, storage
+from converter import errors, limits, storage
 from converter.hf_step import header
 from converter.unpickle import is_bomb
 from tests.build.cases import BY_NAME
@@ -45,7 +45,7 @@ def a_folder(path: Path) -> None:
 def a_hole(path: Path) -> None:
     """A file of 2 GiB that takes no room."""
     with path.open("wb") as file:
-        file.truncate(2 * storage.SIZE_LIMIT)
+        file.truncate(2 * limits.SIZE_LIMIT)
 
 
 @pytest.mark.parametrize("put", [a_pipe, a_socket, a_folder, a_hole])

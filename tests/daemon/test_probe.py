@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.storage import Limits
+from converter.limits import Limits
 from daemon import process
 from daemon.messages import Answer
 from daemon.probe import ProbeError, probe

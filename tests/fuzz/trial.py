@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from converter import errors, storage
-from converter.storage import Limits
+from converter.limits import Limits
 from daemon import messages
 from tests.faults.scene import Scene, digests, in_this_process
 from tests.fuzz.oracle import dishonest
