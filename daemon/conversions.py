@@ -144,7 +144,10 @@ class Conversions:
         reserved = sum(other.job.export_bytes for other, _ in self._running.values() if other.job.root == job.root)
         lack = self._room.lack(job, free_bytes=watcher.free_bytes, reserved=reserved, settings=watcher.settings)
         if lack is not None and not reserved:
-            self._room.waits(job, lack)
+            if self._room.waits(job, lack):
+                row = self._tracker.row(job.root, self._tracker.waiting[job.path].facts)
+                why = {"reason": lack["message"], "error": lack["error"], "hint": lack["hint"]}
+                self._ledger.put(msgspec.structs.replace(row, **why), of_attempt=True)
             if self._once:  # its one attempt
                 self._tracker.tried.add(job.path)
                 self._endings.found_no_room(job, lack)
@@ -222,6 +225,7 @@ class Conversions:
                 result="failed", error="MachineFailure", message=what, hint="please report it", retry=Retry.BACKOFF
             )
             self._endings.failed(started, failed, started.facts)
+            self._ledger.end_attempt(started.key, failed, self._clock())
         finally:
             del self._running[job.path]
             self._wake()

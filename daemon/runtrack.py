@@ -48,25 +48,35 @@ class RunTrack:
         """Looks at what a listing shows may have changed, or at everything; reports what is news."""
         now = self._voice.now()
         self._rescans += full
-        changed = full or self._again or folder is not self._folder or below is not self._below
+        is_new = self._again or folder is not self._folder or below is not self._below
         self._folder, self._below, self._again = folder, below, False
-        if changed:
+        if full or is_new:
             self._take_stock(folder)
         if not self._wanted:
             return
         newest = self._wanted[-1]
         if full or self._facts is None or self._facts.config is None:
-            changed |= self._read_run_config(newest)
-        for number in self._wanted if changed else sorted(self._open | {newest}):
+            is_new |= self._read_run_config(newest)
+        always = self._open | {newest}
+        for number in self._wanted if full or is_new else sorted(always):
             track = self.steps[number]
-            if full or number == newest or (track.is_open and not track.is_stalled(now)):
+            before = track.answer
+            self._voice.beat()
+            if number not in always:
+                is_due = full and not track.is_as_it_was()
+            else:
+                is_due = full or number == newest or not track.is_stalled(now)
+            if is_due:
                 self._look_at_step(number)
-            self._report(number, full=full and self._has_turn(number, track))
+            has_turn = full and self._has_turn(number, track)
+            if is_new or has_turn or number in always or track.answer is not before:  # else there is no news of it
+                self._report(number, full=has_turn)
 
     def _has_turn(self, number: int, track: StepTrack) -> bool:
         """Whether this rescan enters a step's published directories: of ours that seem outdated, each does."""
-        is_doubtful = any(p.facts.ours and not p.facts.up_to_date for p in track.published)
-        return is_doubtful or (number + self._rescans) % TURNS == 0
+        if (number + self._rescans) % TURNS == 0:
+            return True
+        return any(p.facts.ours and not p.facts.up_to_date for p in track.published)
 
     def look_at(self, number: int, *, full: bool = False) -> None:
         """Looks at one step and reports it if it is news."""

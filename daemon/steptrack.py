@@ -76,6 +76,10 @@ class StepTrack:
         """Whether nothing changed for so long that a rescan is soon enough."""
         return self.answer is not None and now - self.since > STALLED
 
+    def is_as_it_was(self) -> bool:
+        """Whether it is settled and, by one stat, the same as when it was listed."""
+        return self._signature is not None and self._look_at_signature() == self._signature
+
     def forget(self) -> None:
         """The next look is as if it were the first."""
         self.answer = self.reported = self._raw = self._metadata = self._signature = None
@@ -88,7 +92,7 @@ class StepTrack:
         Raises FileNotFoundError where the step is not there, OSError where it cannot be listed.
         """
         self.wake_at = None
-        if not self.is_open and self._signature is not None and self._look_at_signature() == self._signature:
+        if self.is_as_it_was():
             return None
         listing = list_step(Path(self.path))
         fingerprint = listing.fingerprint

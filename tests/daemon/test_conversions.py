@@ -23,15 +23,19 @@ def test_what_nobody_foresaw_in_the_daemon_is_a_failure_of_the_attempt_and_the_n
 
     made = Conversions.__new__(Conversions)
     started: Any = SimpleNamespace(
-        attempt=SimpleNamespace(run=run), job=SimpleNamespace(path=STEP), row=None, facts=facts()
+        attempt=SimpleNamespace(run=run), job=SimpleNamespace(path=STEP), row=None, facts=facts(), key="its key"
     )
+    in_ledger: list[tuple[Any, Outcome, float]] = []
     made.__dict__.update(
         _running={STEP: started},
         _wake=lambda: woken.append(True),
         _endings=SimpleNamespace(failed=lambda what, outcome, latest: ended.append((what, outcome))),
+        _ledger=SimpleNamespace(end_attempt=lambda *said: in_ledger.append(said)),
+        _clock=lambda: 7.0,
     )
     asyncio.run(made._see_through(started))
 
     assert [(what, o.error, o.retry) for what, o in ended] == [(started, "MachineFailure", Retry.BACKOFF)]
     assert "OverflowError: int too large to convert" in ended[0][1].message
+    assert in_ledger == [("its key", ended[0][1], 7.0)]
     assert (made._running, woken) == ({}, [True])

@@ -37,6 +37,12 @@ def states(tmp_path: Path) -> dict[int, str]:
     return {row.step: str(row.state) for row in ledger.rows()}
 
 
+def reasons(tmp_path: Path) -> set[tuple[str, str | None, str]]:
+    ledger = Ledger.read(tmp_path / "state")
+    assert ledger is not None
+    return {(row.reason, row.error, row.hint) for row in ledger.rows()}
+
+
 def conversions(run: Path) -> list[str]:
     return (run / "conversions").read_text().split() if (run / "conversions").exists() else []
 
@@ -412,6 +418,7 @@ def test_no_room_pauses_the_queue_and_burns_no_attempt(make_run: MakeRun, tmp_pa
     assert daemon.stop() == 0
     assert conversions(run) == []
     assert set(states(tmp_path).values()) == {"pending"}
+    assert reasons(tmp_path) == {(said["message"], "NoSpace", said["hint"])}
 
 
 def test_sigterm_lets_go_within_ten_seconds_and_leaves_nothing_half_done(
