@@ -69,7 +69,7 @@ class RunTrack:
             if is_due:
                 self._look_at_step(number)
             has_turn = full and self._has_turn(number, track)
-            if is_new or has_turn or number in always or track.answer is not before:  # else there is no news of it
+            if is_new or has_turn or track.answer is not before:  # else there is no news of it
                 self._report(number, full=has_turn)
 
     def _has_turn(self, number: int, track: StepTrack) -> bool:

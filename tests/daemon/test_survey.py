@@ -64,6 +64,17 @@ def steps(said: list[messages.FromScanner]) -> dict[str, str]:
 MakeRun = Callable[..., Path]
 
 
+def save_again(step: Path) -> str:
+    """The step's `.metadata` as that of another save, there at once; its save id."""
+    payload, save_id = (step / ".metadata").read_bytes(), storage.probe(step)["save_id"]
+    other = str(save_id[:-4] + ("0000" if save_id[-4:] != "0000" else "1111"))
+    (step / ".metadata.tmp").write_bytes(payload.replace(save_id.encode(), other.encode()))
+    newest = os.stat(step / "__0_0.distcp").st_mtime_ns + 1
+    os.utime(step / ".metadata.tmp", ns=(newest, newest))
+    os.rename(step / ".metadata.tmp", step / ".metadata")
+    return other
+
+
 def test_runs_are_found_to_max_depth(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("a", 10)
     make_run("x/y/deep", 10)
@@ -199,17 +210,11 @@ def test_a_whole_run_that_is_gone_takes_its_steps_along(make_run: MakeRun, tmp_p
     assert [m.steps for m in look.scan() if isinstance(m, Scanned)] == [0]
 
 
-def test_a_step_saved_again_is_reported_with_its_new_save(make_run: MakeRun, tmp_path: Path, saved: Path) -> None:
+def test_a_step_saved_again_is_reported_with_its_new_save(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("a", 10, 20)
     look = Look(tmp_path / "root")
     look.scan()
-    payload = (run / "step-20/.metadata").read_bytes()
-    save_id = storage.probe(run / "step-20")["save_id"]
-    other = save_id[:-4] + ("0000" if save_id[-4:] != "0000" else "1111")
-    (run / "step-20/.metadata.tmp").write_bytes(payload.replace(save_id.encode(), other.encode()))
-    newest = os.stat(run / "step-20/__0_0.distcp").st_mtime_ns + 1
-    os.utime(run / "step-20/.metadata.tmp", ns=(newest, newest))
-    os.rename(run / "step-20/.metadata.tmp", run / "step-20/.metadata")
+    other = save_again(run / "step-20")
 
     assert [m.answer.save_id for m in look.scan() if isinstance(m, Step)] == [other]
 

@@ -1,0 +1,70 @@
+"""What a scan says of steps that are not the newest: all that is news, though it asks a settled step one stat only."""
+
+from pathlib import Path
+
+import pytest
+
+from converter import manifest
+from daemon.messages import Step
+from daemon.runtrack import TURNS
+from daemon.steptrack import STALLED
+from tests.daemon.test_survey import Look, MakeRun, save_again
+
+OLDER = tuple(range(1, TURNS + 2))
+"""More steps than have a turn at any one rescan; the newest is another."""
+
+
+@pytest.fixture
+def run(make_run: MakeRun) -> Path:
+    return make_run("a", *OLDER, 100)
+
+
+def test_older_steps_that_were_saved_again_are_all_reported_at_the_next_rescan(run: Path, tmp_path: Path) -> None:
+    look = Look(tmp_path / "root")
+    look.scan()
+    saves = {step: save_again(run / f"step-{step}") for step in OLDER}
+
+    assert not [m for m in look.scan() if isinstance(m, Step)], "no rescan yet"
+    assert {m.step: m.answer.save_id for m in look.scan(121.0) if isinstance(m, Step)} == saves
+
+
+def test_what_is_published_of_older_steps_is_reported_at_the_next_scan(run: Path, tmp_path: Path) -> None:
+    look = Look(tmp_path / "root")
+    look.scan()
+    for step in OLDER:
+        (run / f"step-{step}-hf").mkdir()
+
+    assert [(m.step, len(m.published)) for m in look.scan() if isinstance(m, Step)] == [(step, 1) for step in OLDER]
+    for step in OLDER:
+        (run / f"step-{step}-hf").rmdir()
+    assert not [m for m in look.scan() if isinstance(m, Step)], "believed at a second look only"
+    assert [(m.step, m.published) for m in look.scan(1.0) if isinstance(m, Step)] == [(step, ()) for step in OLDER]
+
+
+def test_another_dtype_in_the_run_config_is_asked_of_every_published_directory_at_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in OLDER:
+        (run / f"step-{step}-hf").mkdir()
+    monkeypatch.setattr(manifest, "read", lambda path: manifest.Manifest(1, "", "bfloat16", 1, 0, 0, {}, "", {}, ()))
+    monkeypatch.setattr(manifest, "foreign_files", lambda path: [])
+    monkeypatch.setattr(manifest, "is_up_to_date", lambda path, *, dtype, **wish: dtype == "bfloat16")
+    look = Look(tmp_path / "root")
+    assert all(m.published[0].up_to_date for m in look.scan() if isinstance(m, Step) and m.step in OLDER)
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text(config.replace('"bfloat16"', '"float32"'))
+
+    changed = {m.step: m.published[0].up_to_date for m in look.scan(121.0) if isinstance(m, Step)}
+
+    assert changed == dict.fromkeys(OLDER, False)
+
+
+def test_a_save_that_stood_still_for_long_and_went_on_is_found_at_the_next_rescan(run: Path, tmp_path: Path) -> None:
+    (run / "step-3/.metadata").rename(tmp_path / "later")
+    look = Look(tmp_path / "root")
+    look.scan()
+    look.scan(STALLED + 1.0)
+    (tmp_path / "later").rename(run / "step-3/.metadata")
+
+    assert not [m for m in look.scan() if isinstance(m, Step)], "no rescan yet"
+    assert [(m.step, m.answer.state) for m in look.scan(121.0) if isinstance(m, Step)] == [(3, "complete")]
