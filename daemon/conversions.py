@@ -144,10 +144,8 @@ class Conversions:
         reserved = sum(other.job.export_bytes for other, _ in self._running.values() if other.job.root == job.root)
         lack = self._room.lack(job, free_bytes=watcher.free_bytes, reserved=reserved, settings=watcher.settings)
         if lack is not None and not reserved:
-            if self._room.waits(job, lack):
-                row = self._tracker.row(job.root, self._tracker.waiting[job.path].facts)
-                why = {"reason": lack["message"], "error": lack["error"], "hint": lack["hint"]}
-                self._ledger.put(msgspec.structs.replace(row, **why), of_attempt=True)
+            self._room.waits(job, lack)
+            self._tracker.waits(job.path, lack)
             if self._once:  # its one attempt
                 self._tracker.tried.add(job.path)
                 self._endings.found_no_room(job, lack)
@@ -166,14 +164,16 @@ class Conversions:
         settings = self._watchers[job.root].settings
         run = self._tracker.runs.get(job.run)
         row = self._tracker.row(job.root, facts)
+        if row.state == State.PENDING:  # what it waited for is there
+            row = msgspec.structs.replace(row, reason="", error=None, hint="")
         samples = self._samples.folder(job.run, settings)
         request = worker.Request(job.path, verdict.folder(facts, run, settings), row.accept_copy, samples)
         output, number = f"{request.folder}/{layout.published_name(job.step)}", row.attempts + 1
         running = msgspec.structs.replace(row, state=State.RUNNING, output=output)
-        self._news.retention(job.root, facts, run, settings)
         if not self._ledger.put(running, of_attempt=not self._once):  # another daemon with this ledger knows more
             self._look(job)
             return False
+        self._news.retention(job.root, facts, run, settings)
         log = self._tracker.step_log(job.root, facts)
         log.info("conversion_started", attempt=number, output=output, save_id=row.save_id)
         progress = Progress(now, self._clock)
@@ -192,6 +192,7 @@ class Conversions:
 
     async def _see_through(self, started: Started) -> None:
         job, row = started.job, started.row
+        has_ended = False
         try:
             outcome = await started.attempt.run()
             ended = self._clock()
@@ -199,6 +200,7 @@ class Conversions:
             if outcome.result == "succeeded":
                 self._hooks.succeeded(row, started=started.key.started, fields=said_of(started, outcome))
             self._ledger.end_attempt(started.key, outcome, ended)
+            has_ended = True
             if outcome.killed and job.root in self._watchers:
                 await self._watchers[job.root].sweep(started.request.folder, timeout=1.5)
             latest = self._tracker.waiting[job.path].facts
@@ -225,7 +227,8 @@ class Conversions:
                 result="failed", error="MachineFailure", message=what, hint="please report it", retry=Retry.BACKOFF
             )
             self._endings.failed(started, failed, started.facts)
-            self._ledger.end_attempt(started.key, failed, self._clock())
+            if not has_ended:
+                self._ledger.end_attempt(started.key, failed, self._clock())
         finally:
             del self._running[job.path]
             self._wake()

@@ -48,13 +48,11 @@ class Room:
         )
         return {"error": "NoSpace", "message": message, "hint": "free space, or lower min_free_space"}
 
-    def waits(self, job: Job, fields: dict[str, Any]) -> bool:
-        """`job` does not fit, with nothing else running on its root; whether that is news."""
+    def waits(self, job: Job, fields: dict[str, Any]) -> None:
+        """`job` does not fit, with nothing else running on its root."""
         if job.root not in self._paused and job.root not in self._short.values():
             self._log.warning("queue_paused", root=job.root, **fields)
-        is_news = job.path not in self._short
         self._short[job.path] = job.root
-        return is_news
 
     def keep_only(self, paths: Collection[str]) -> None:
         """Forgets steps that want nothing any more: purged, or failed otherwise."""

@@ -151,6 +151,8 @@ class RunTrack:
                 self._watch(step.path)
             problem = step.look(self._look_into, self._voice.now())
         except FileNotFoundError:
+            if step.is_open:
+                self._open.add(number)  # it may be back at the next scan
             self._missing_step(number)
             return
         except OSError as error:
@@ -180,12 +182,13 @@ class RunTrack:
         step = self.steps.get(number)
         if step is None or step.answer is None or step.missing_since is not None or self._folder is None:
             return
+        listed = (number in self._folder.published, self._below is not None and number in self._below.published)
         try:
             step.published = published.look(
                 step.published,
                 self.path,
                 number,
-                listed=(number in self._folder.published, self._below is not None and number in self._below.published),
+                listed=listed,
                 wish=published.Wish(step.answer.save_id or "", self._dtype(), self._config.max_shard_size),
                 now=self._voice.now(),
                 second_look=SECOND_LOOK,
@@ -195,6 +198,8 @@ class RunTrack:
             self._voice.say("published_unreadable", step.path, str(error))
             self._again = True
             return
+        if len(step.published) < sum(listed):  # gone for the moment in which it was to be read
+            self._again = True
         if any(track.missing_since is not None for track in step.published):
             self._again = True
             self._voice.wake(self._voice.now() + SECOND_LOOK)

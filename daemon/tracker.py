@@ -180,6 +180,16 @@ class Tracker:
         else:
             self.waiting.pop(path, None)
 
+    def waits(self, path: str, lack: dict[str, Any]) -> None:
+        """A pending step could be started but for `lack` (`error`, `message`, `hint`): `status` says it, once it is remembered."""
+        tracked = self.waiting[path]
+        judged = tracked.verdict._replace(reason=lack["message"], error=lack["error"], hint=lack["hint"])
+        if judged.state == State.PENDING and tracked.verdict.error != judged.error:
+            self.waiting[path] = tracked._replace(verdict=judged)
+            row = self.row(tracked.root, tracked.facts)
+            why = {"reason": judged.reason, "error": judged.error, "hint": judged.hint}
+            self._ledger.put(msgspec.structs.replace(row, **why), of_attempt=True)
+
     def published(self, path: str, latest: Step) -> None:
         """A step was published by this process; the scanner may have seen it already."""
         if not any(found.ours for found in latest.published):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from converter import manifest
+from daemon import published
 from daemon.messages import Step
 from daemon.runtrack import TURNS
 from daemon.steptrack import STALLED
@@ -68,3 +69,37 @@ def test_a_save_that_stood_still_for_long_and_went_on_is_found_at_the_next_resca
 
     assert not [m for m in look.scan() if isinstance(m, Step)], "no rescan yet"
     assert [(m.step, m.answer.state) for m in look.scan(121.0) if isinstance(m, Step)] == [(3, "complete")]
+
+
+def test_a_step_that_was_away_while_it_was_asked_for_is_reported_at_the_next_scan(run: Path, tmp_path: Path) -> None:
+    look = Look(tmp_path / "root")
+    look.scan()
+    (run / "step-3").rename(tmp_path / "away")
+    look.survey.look(str(run / "step-3"))
+    (tmp_path / "away").rename(run / "step-3")
+
+    assert [m.step for m in look.scan(1.0) if isinstance(m, Step)] == [3]
+
+
+@pytest.mark.parametrize("step", [3, 100])
+def test_a_published_directory_that_was_away_when_it_was_to_be_read_is_reported_at_the_next_scan(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    look = Look(tmp_path / "root")
+    look.scan()
+    (run / f"step-{step}-hf").mkdir()
+    real, asked = published._signature, []
+
+    def signature(path: str) -> int:
+        asked.append(path)
+        if len(asked) == 1:
+            raise FileNotFoundError(path)
+        return real(path)
+
+    monkeypatch.setattr(published, "_signature", signature)
+
+    assert not [m for m in look.scan() if isinstance(m, Step)]
+    assert [(m.step, len(m.published)) for m in look.scan(1.0) if isinstance(m, Step)] == [(step, 1)]
+    asked.clear()
+    assert not [m for m in look.scan() if isinstance(m, Step)]
+    assert not asked

@@ -408,9 +408,13 @@ def test_retention_hazard_says_what_remains_once_per_run(make_run: MakeRun, tmp_
 
 def test_no_room_pauses_the_queue_and_burns_no_attempt(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
     run = make_run("a", 10, 20)
-    daemon = start(str(tmp_path / "root"), DCP2HF_MIN_FREE_SPACE="1000TB")
+    daemon = start(
+        str(tmp_path / "root"), DCP2HF_MIN_FREE_SPACE="1000TB", DCP2HF_RESCAN_INTERVAL="1s", DCP2HF_POLL_INTERVAL="1s"
+    )
     said = daemon.wait_for("queue_paused")
-    time.sleep(1.0)
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text(config.replace('"keep_latest_k": 4', '"keep_latest_k": 5'))
+    time.sleep(4.0)
 
     assert said["error"] == "NoSpace"
     assert "min_free_space" in said["message"]
@@ -418,7 +422,7 @@ def test_no_room_pauses_the_queue_and_burns_no_attempt(make_run: MakeRun, tmp_pa
     assert daemon.stop() == 0
     assert conversions(run) == []
     assert set(states(tmp_path).values()) == {"pending"}
-    assert reasons(tmp_path) == {(said["message"], "NoSpace", said["hint"])}
+    assert reasons(tmp_path) == {(said["message"], "NoSpace", said["hint"])}, "also once the run config changed"
 
 
 def test_sigterm_lets_go_within_ten_seconds_and_leaves_nothing_half_done(
