@@ -162,6 +162,13 @@ def test_a_daemon_that_grows_is_noticed(rise: float, more: int) -> None:
     assert {violation.rule for violation in check(in_order([*history, *samples(rise, more)]))} == {"does_not_grow"}
 
 
+def test_a_moment_without_a_scanner_is_not_taken_for_the_daemons_quietest() -> None:
+    history = [found for found in right() if found["kind"] != "sample"]
+    measured = samples()
+    measured[len(measured) // 3]["fds"] -= 3
+    assert check(in_order([*history, *measured])) == []
+
+
 def test_what_was_not_measured_is_not_said_not_to_grow() -> None:
     history = [found for found in right() if found["kind"] != "sample"]
     assert {violation.rule for violation in check(history)} == {"does_not_grow"}
