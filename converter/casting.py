@@ -43,7 +43,7 @@ class Caster:
 
     def __init__(self, source: str, target: str):
         self.source, self.target = source, target
-        self._scratch = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        self._scratch = np.empty(0, np.uint64)
 
     def __call__(self, raw: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Counts]:
         """The cast bytes of a block, valid until the next call, and what was met in it. Other types pass untouched."""
@@ -73,12 +73,12 @@ class Caster:
         return out.view(np.uint8), counts
 
     def _space(self, size: int, kind: Any, part: int) -> Array:
-        """Scratch for `size` elements; `part` 0 or 1 tells two uses of one call apart. No larger than what uses it:
-        glibc keeps freed memory by the largest piece that was freed, and the command took 11 MB more with twice as much."""
-        need = size * np.dtype(kind).itemsize
-        if self._scratch[part].size < need:
-            self._scratch[part] = np.empty(need, np.uint8)
-        return self._scratch[part][:need].view(kind)
+        """Scratch for `size` elements; `part` 0 or 1 tells two uses of one call apart."""
+        need = 2 * size
+        if self._scratch.size < need:
+            self._scratch = np.empty(need, np.uint64)
+        half: Array = self._scratch[part * size : (part + 1) * size].view(kind)
+        return half[:size]
 
     def _round(self, bits: Array) -> Array:
         """float32 to bfloat16: adds half of the last kept place, or just less of it where that place is even."""
