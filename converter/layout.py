@@ -60,7 +60,7 @@ def lock_name(step: int) -> str:
 
 def new_token() -> str:
     """16 hex digits that tell one attempt's files from another's."""
-    return os.urandom(8).hex()
+    return os.urandom(8).hex()  # `secrets` would load `random` into every scanner
 
 
 def parse_ours(name: str) -> tuple[int, str | None, str] | None:

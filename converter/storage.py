@@ -27,8 +27,6 @@ from converter.listing import METADATA, Listing, completeness, kind_of, list_ste
 
 _TOO_MUCH = "reading storage metadata took more memory or time than its size allows"
 _RAISE = "raise metadata_memory_limit or metadata_deadline if this checkpoint is trusted"
-
-
 DEFAULT_LIMITS = Limits()
 
 

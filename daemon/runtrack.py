@@ -204,8 +204,8 @@ class RunTrack:
             self._again = True
             self._voice.wake(self._voice.now() + SECOND_LOOK)
         there = tuple(track.facts for track in step.published)
-        if step.reported != (facts := hash((step.answer, there))):
-            step.reported = facts
+        if step.reported != (said := hash((step.answer, there))):
+            step.reported = said
             self._voice.emit(Step(run=self.path, step=number, path=step.path, answer=step.answer, published=there))
 
     def _dtype(self) -> str:

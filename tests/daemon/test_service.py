@@ -564,6 +564,24 @@ def test_a_broken_config_at_reload_changes_nothing(make_run: MakeRun, tmp_path: 
     assert daemon.stop() == 0
 
 
+def test_a_step_that_got_its_room_says_no_more_that_it_lacks_some(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    (make_run("a", 10) / "behaviour").write_text("hang")
+    enough = shutil.disk_usage(tmp_path).free - (256 << 20)
+    with (tmp_path / "large").open("wb") as large:
+        os.posix_fallocate(large.fileno(), 0, 512 << 20)
+    daemon = start(str(tmp_path / "root"), DCP2HF_MIN_FREE_SPACE=str(enough), DCP2HF_POLL_INTERVAL="1s")
+    daemon.wait_for("queue_paused")
+    wait_until(lambda: {error for _, error, _ in reasons(tmp_path)} == {"NoSpace"})
+    (tmp_path / "large").unlink()
+    daemon.wait_for("conversion_started")
+
+    assert daemon.stop() == 0
+    assert states(tmp_path) == {10: "pending"}, "interrupted"
+    assert reasons(tmp_path) == {("", None, "")}
+
+
 def drain(manager: socket.socket) -> list[bytes]:
     """What lies in a socket."""
     manager.setblocking(False)

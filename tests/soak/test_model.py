@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.soak.history import Record
-from tests.soak.model import MEMORY_GROWTH, RULES, check, missing
+from tests.soak.model import MEMORY_GROWTH, RULES, SAID, check, missing
 
 STEP, AT = "/r/a/checkpoint/step-10", "/r/a/checkpoint/step-10-hf"
 OTHER, OTHER_AT = "/r/a/checkpoint/step-20", "/r/a/checkpoint/step-20-hf"
@@ -160,6 +160,13 @@ def test_a_history_that_was_cut_off_or_in_which_nothing_was_published_proves_not
 def test_a_daemon_that_grows_is_noticed(rise: float, more: int) -> None:
     history = [found for found in right() if found["kind"] != "sample"]
     assert {violation.rule for violation in check(in_order([*history, *samples(rise, more)]))} == {"does_not_grow"}
+
+
+@pytest.mark.parametrize(("after", "is_known"), [(SAID - 0.01, False), (SAID + 0.01, True)])
+def test_what_is_said_to_begin_just_after_the_first_ended_may_have_begun_before(after: float, is_known: bool) -> None:
+    """The first ended at 15."""
+    broken = {violation.rule for violation in check(in_order([*right(), *converted(15.0 + after, "s2")]))}
+    assert ("removed_stays_removed" in broken) is is_known
 
 
 def test_a_moment_without_a_scanner_is_not_taken_for_the_daemons_quietest() -> None:
