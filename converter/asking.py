@@ -24,10 +24,11 @@ class Asking:
     """One thread that asks; a context manager that does not wait for answers after a failure."""
 
     def __init__(
-        self, prover: Prover, step: Path, staging: Path, source: Source, found: assets.Assets, options: Options, phase: Clock
+        self, prover: Prover, step: Path, staging: Path, source: Source, found: assets.Assets, options: Options,
+        phase: Clock, *, untie: bool = False,
     ):  # fmt: skip
         self._prover, self._step, self._staging, self._source, self._found = prover, step, staging, source, found
-        self._options, self._phase = options, phase
+        self._options, self._phase, self._untie = options, phase, untie
         self._pool = ThreadPoolExecutor(1, "asking")
         self._writing = threading.Lock()
         self._over = False
@@ -53,7 +54,7 @@ class Asking:
             settled = self._prover.ask(
                 "start", step=str(self._step), metadata=checkpoint.to_json(self._source.metadata),
                 run=self._source.run.to_json(), base=self._found.base, base_path=str(self._found.base_path),
-                dtype=self._source.dtype, architecture=self._options.architecture,
+                dtype=self._source.dtype, architecture=self._options.architecture, untie=self._untie,
                 io_bandwidth_limit=traffic.limit, drop_behind=traffic.drop_behind,
             )  # fmt: skip
         with self._writing:

@@ -82,6 +82,21 @@ def convert(
     architecture: Annotated[
         Literal["base", "run"], typer.Option(help="run: where base assets and run differ, take the run's values.")
     ] = "base",
+    untie: Annotated[
+        bool,
+        typer.Option(
+            "--untie",
+            help="Export embedding and head as two where the run calls them tied and they differ (TorchTitan 0.2.0, 0.2.1).",
+        ),
+    ] = False,
+    ignore_tensors: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore-tensors",
+            metavar="PATTERN",
+            help="Leave out tensors beside the model whose whole name matches: rng_state, 'ema.*' (repeatable).",
+        ),
+    ] = None,
     allow_routing_drift: Annotated[
         bool, typer.Option("--allow-routing-drift", help="Publish a MoE whose balancing bias is not zero.")
     ] = False,
@@ -124,7 +139,7 @@ def convert(
     options = Options(
         output=output and output.absolute(), dtype=dtype, run_config=run_config, run_config_names=tuple(run_config_name or ()), logs_roots=tuple(logs_root or ()),
         search=search_of(hf_assets, tokenizer, assets_root, path_map, restrict_assets),
-        architecture=architecture, allow_routing_drift=allow_routing_drift, accept_copy=accept_copy, force=force,
+        architecture=architecture, untie=untie, ignore_tensors=tuple(ignore_tensors or ()), allow_routing_drift=allow_routing_drift, accept_copy=accept_copy, force=force,
         max_shard_size=parse_size(max_shard_size, "--max-shard-size"), threads=threads, forward_check=forward_check, if_exists=if_exists,
         metadata_limits=Limits(parse_size(metadata_memory_limit, "--metadata-memory-limit"), metadata_deadline),
         io_bandwidth_limit=parse_size(io_bandwidth_limit, "--io-bandwidth-limit") if io_bandwidth_limit else 0,

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from converter import assets, errors, layout, manifest, publish, statistics
+from converter import assets, errors, layout, manifest, publish, standin, statistics
 from converter.asking import Asking
 from converter.clock import Clock
 from converter.evidence import make_manifest
-from converter.export import Outcome
+from converter.export import Outcome, are_equal
 from converter.hooks import Hooked
 from converter.lock import Lock
 from converter.move import Progress, move
@@ -22,6 +22,7 @@ from converter.prover import Prover
 from converter.sinks import in_one, read_all, read_back
 from converter.source import (
     Options,
+    Source,
     check_unchanged,
     export_bytes,
     look,
@@ -103,9 +104,11 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
             gathering = None
             if options.statistics is not None:
                 gathering = statistics.Gathering(options.statistics, number, source, sources, found)
-            with Asking(prover, step, staging, source, found, options, phase) as asking:
+            untie = options.untie and _lost_its_tie(step, source, sources, options)
+            with Asking(prover, step, staging, source, found, options, phase, untie=untie) as asking:
                 sampler = gathering.sampler if gathering else None
-                moved = move(source, sources, found.base, staging, options, phase, progress, asking, sampler)
+                tied = bool(found.base.get("tie_word_embeddings")) and not untie
+                moved = move(source, sources, staging, options, phase, progress, asking, sampler, tied=tied)
                 settled, outcome = asking.settled(), moved.outcome
                 comparing = asking.compare()
                 with phase("read_back"):  # beside TorchTitan's pass: HF's finds in the page cache what was read here
@@ -170,6 +173,15 @@ def _is_gone(step: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def _lost_its_tie(step: Path, source: Source, sources: dict[str, str], options: Options) -> bool:
+    """Whether embedding and head are both stored, and differ."""
+    stored = [sources[name] for name in (standin.EMBEDDING, standin.HEAD) if name in sources]
+    if source.metadata.form != "dcp" or len(stored) < 2:
+        return False
+    embedding, head = (source.metadata.tensors[fqn] for fqn in stored)
+    return not are_equal(step, embedding, head, options.traffic(model_bytes(source.metadata)))
 
 
 def _check_space(folder: Path, wanted: int) -> None:

@@ -119,6 +119,12 @@ class RoutingDrift(ConversionError):
     retry = Retry.UNSUPPORTED
 
 
+class IgnoredModelTensor(ConversionError):
+    """A pattern of `ignore_tensors` matches a tensor of the model."""
+
+    retry = Retry.UNSUPPORTED
+
+
 # What the run says of itself
 class RunConfigMissing(ConversionError):
     """No run config in any of the places where one is looked for."""
@@ -151,6 +157,8 @@ class VocabularyMismatch(ConversionError):
 # The tensors
 class UnknownTensor(ConversionError):
     """A tensor that no rename and no adapter accounts for."""
+
+    retry = Retry.UNSUPPORTED
 
 
 class PlanMismatch(ConversionError):

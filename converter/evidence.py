@@ -5,7 +5,7 @@ numpy and the standard library only.
 
 from typing import Any
 
-from converter import manifest
+from converter import manifest, names
 from converter.export import Outcome
 from converter.exports import Plan
 from converter.source import Options, Source
@@ -26,7 +26,10 @@ def make_manifest(
 
     checks = [passed("complete")]
     checks += [passed(name) for name in (OF_DCP if source.metadata.form == "dcp" else ("headers",))]
-    checks.append(passed("names"))
+    taken = names.taken_off(source.metadata.tensors) if source.metadata.form == "dcp" else []
+    checks.append(
+        manifest.Check("names", "passed", reason=f"taken off: {', '.join(taken)}") if taken else passed("names")
+    )
     reshaped = "; ".join(settled["reshaped"])
     checks.append(manifest.Check("architecture", "accepted", reason=reshaped) if reshaped else passed("architecture"))
     checks += [passed(name) for name in ("plan", "config", "vocabulary", "tokenizer", "finite", "cast_range")]
@@ -35,7 +38,11 @@ def make_manifest(
         if outcome.unchecked
         else passed("checksums")
     )
-    if plan.tied:
+    if settled["untied"]:
+        checks.append(
+            manifest.Check("tied_weights", "accepted", reason="embedding and head differ: exported as two by untie")
+        )
+    elif plan.tied:
         checks.append(passed("tied_weights"))
     else:
         tied = settled["config"].get("tie_word_embeddings")
@@ -57,6 +64,10 @@ def make_manifest(
         accepted["copy"] = True
     if settled["reshaped"]:
         accepted["architecture"] = settled["reshaped"]
+    if settled["untied"]:
+        accepted["untied"] = True
+    if source.ignored:
+        accepted["ignored_tensors"] = list(source.ignored)
     if outcome.largest_bias:
         accepted["routing_drift"] = True
     return manifest.Manifest(

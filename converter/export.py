@@ -95,18 +95,13 @@ class Exporter:
             if tied is None or source != tied[0]:
                 yield from ((band, None) for band in found)
                 continue
-            heads = self._bands(shards, tied[1])
-            one, other = self.tensors[source], self.tensors[tied[1]]
-            alike = (one.shape, one.dtype) == (other.shape, other.dtype)
-            check_tied(self.step, tied, same=alike)
-            if not alike:
+            pairs = _paired(shards, self.tensors[source], found, self.tensors[tied[1]], self._bands(shards, tied[1]))
+            check_tied(self.step, tied, same=pairs is not None)
+            if pairs is None:
                 yield from ((band, None) for band in found)
                 continue
-            if [band.row_range for band in heads] != [band.row_range for band in found]:
-                found = [Band(shards, self.tensors[source], [box for band in found for box in band.boxes])]
-                heads = [Band(shards, self.tensors[tied[1]], [box for band in heads for box in band.boxes])]
             self.outcome.tie_checked = True
-            yield from zip(found, heads, strict=True)
+            yield from pairs
 
     def _bands(self, shards: Shards, source: str) -> list[Band]:
         found = bands(shards, self.tensors[source])
@@ -163,12 +158,39 @@ class Exporter:
                     self.outcome.largest_bias = max(self.outcome.largest_bias, float(np.abs(values).max(initial=0)))
 
 
+def _paired(
+    shards: Shards, one: TensorItems, found: list[Band], other: TensorItems, heads: list[Band]
+) -> list[tuple[Band, Band]] | None:
+    """Bands of the same rows of two tensors, of which these are all; None where they have another shape or dtype."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return None
+    if [band.row_range for band in heads] != [band.row_range for band in found]:
+        found = [Band(shards, one, [box for band in found for box in band.boxes])]
+        heads = [Band(shards, other, [box for band in heads for box in band.boxes])]
+    return list(zip(found, heads, strict=True))
+
+
+def are_equal(step: Path, one: TensorItems, other: TensorItems, traffic: Traffic) -> bool:
+    """Whether two tensors of the checkpoint are the same, byte for byte; reads them up to the first difference.
+
+    Raises PayloadCorrupt, StepDamaged and UnsupportedModel, as an export of them does.
+    """
+    with Shards(step, traffic) as shards:
+        pairs = _paired(shards, one, bands(shards, one), other, bands(shards, other))
+        return pairs is not None and all(
+            np.array_equal(block, head)
+            for band, heads in pairs
+            for (_, block), (_, head) in zip(band.read(BLOCK), heads.read(BLOCK), strict=True)
+        )
+
+
 def check_tied(step: Path, tied: tuple[str, str], *, same: bool) -> None:
     """Embedding and head are the same where the model ties them. Raises TiedWeightsDiffer."""
     if not same:
         raise errors.TiedWeightsDiffer(
             f"the model ties {tied[0]} and {tied[1]}, but they differ", path=step,
-            hint="the run did not tie them: use base assets and a run config that say so",
+            hint="TorchTitan 0.2.0 and 0.2.1 lost the tie: export them as two with --untie; or name base assets and a run "
+            "config that do not tie them",
         )  # fmt: skip
 
 

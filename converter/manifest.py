@@ -65,7 +65,8 @@ class Manifest:
     files: dict[str, FileEntry]
     checks: tuple[Check, ...]
     accepted: dict[str, Any] = field(default_factory=dict)
-    """Exceptions a person allowed: a copy, routing drift, the run's architecture."""
+    """Exceptions a person allowed: a copy, routing drift, the run's architecture, a head of its own (`untied`), and the
+    FQNs of tensors beside the model that were left out (`ignored_tensors`)."""
     run_config_conflict_sha256: str | None = None
     added: dict[str, FileEntry] = field(default_factory=dict)
     """What a `before_publish` hook put there: outside the promise of same bytes."""
@@ -122,7 +123,9 @@ def read(directory: Path) -> Manifest | None:
             raise
         return None
     right = isinstance(found.save_id, str) and found.save_id.isprintable()  # the daemon says it
-    right = right and isinstance(found.step, int) and isinstance(found.dtype, str)
+    right = right and isinstance(found.step, int) and isinstance(found.dtype, str) and isinstance(found.accepted, dict)
+    ignored = found.accepted.get("ignored_tensors", []) if right else []
+    right = right and isinstance(ignored, list) and all(isinstance(fqn, str) for fqn in ignored)
     files = [*found.files.items(), *found.added.items()]
     return found if right and all(type(entry.size) is int and _is_inside(name) for name, entry in files) else None
 

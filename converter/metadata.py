@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import errors
-from converter.unpickle import DTYPES, Named, load, need
+from converter.unpickle import Named, is_dtype, load, need
 
 DISTCP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,247}\.distcp")
 """What DCP calls its shards (`__<rank>_<i>.distcp`): a plain name in the step's own directory."""
@@ -166,7 +166,7 @@ def _tensor(fqn: object, entry: Any) -> RawTensor:
         raise ValueError("an FQN is no text, or a long one")
     need(type(entry) is _Tensor, f"{fqn!r} is no tensor")
     shape, dtype = entry.size, entry.properties.dtype
-    need(type(dtype) is Named and dtype.name in DTYPES, f"dtype of {fqn!r}")
+    need(type(dtype) is Named and is_dtype(dtype.name), f"dtype of {fqn!r}")
     need(_is_size(shape), f"shape of {fqn!r}")
     chunks = []
     for chunk in entry.chunks:

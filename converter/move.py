@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from converter import errors, standin
 from converter.asking import Asking
@@ -56,17 +55,18 @@ class Progress:
 
 
 def move(
-    source: Source, sources: Mapping[str, str], base: dict[str, Any], staging: Path, options: Options, phase: Clock,
-    tell: Tell, asking: Asking, sampler: Sampler | None = None,
+    source: Source, sources: Mapping[str, str], staging: Path, options: Options, phase: Clock,
+    tell: Tell, asking: Asking, sampler: Sampler | None = None, *, tied: bool,
 ) -> Moved:  # fmt: skip
-    """Writes the HF shards into `staging`. `sources`: installed name -> FQN in the checkpoint; `sampler` sees what passes.
+    """Writes the HF shards into `staging`. `sources`: installed name -> FQN in the checkpoint; `sampler` sees what passes; `tied` is
+    the base assets' word, which the run's may contradict.
 
     Bytes move while the other process still imports; several HF shards need HF's order of tensors, and wait for it.
     Raises what the export raises, or what has been answered meanwhile.
     """
     early = failed = moved = None
     if export_bytes(source.metadata, source.dtype) <= options.max_shard_size:
-        early = _provisional(source, sources, base)
+        early = _provisional(source, sources, tied=tied)
     with phase("export"):
         try:
             if early is not None:
@@ -86,12 +86,12 @@ def move(
         return _export(plan, source, staging, options, tell, asking, sampler)
 
 
-def _provisional(source: Source, sources: Mapping[str, str], base: dict[str, Any]) -> Plan | None:
+def _provisional(source: Source, sources: Mapping[str, str], *, tied: bool) -> Plan | None:
     tensors = source.metadata.tensors
     if source.metadata.form == "hf":
         return Plan(tuple(Export(name, name, 0, items.shape) for name, items in tensors.items()))
     shapes = {name: tensors[fqn].shape for name, fqn in sources.items()}
-    return standin.provisional_plan(sources, shapes, tied=bool(base.get("tie_word_embeddings")))
+    return standin.provisional_plan(sources, shapes, tied=tied)
 
 
 def _export(

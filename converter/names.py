@@ -1,11 +1,14 @@
-"""Owns TorchTitan's older names: a table of renames, one by one, to those of the installed version (0.3.0).
+"""Owns what tensors are called: TorchTitan's older names, renamed one by one to those of the installed version (0.3.0),
+wrapper parts, and what is no tensor of the model although it lies beside it.
 
 Standard library only. Between 0.2.2 and 0.3.0 names changed one at a time and runs were written at every point
 between, so there is no switch by version. The months are those of 2026 in which TorchTitan's main branch changed.
 """
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from converter import errors
@@ -18,8 +21,19 @@ RENAMES = (
     (r"layers\.(\d+)\.moe\.experts\.w2(?:_EDF)?", r"layers.\1.moe.routed_experts.inner_experts.w2_EDF"),  # 06, 07
 )
 _TABLE = tuple((re.compile(old), new) for old, new in RENAMES)
+WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+"""Parts that torch.compile, activation checkpointing and FSDP1 put into names; a plain state dict keeps them (torch 2.13.0)."""
+_CONTAINERS = ("model", "module")
+"""First parts of names where a script saved `{"model": model.state_dict()}`, or a DDP module; TorchTitan saves without."""
+_EMBEDDING = "tok_embeddings.weight"
+_MODULES = frozenset({"layers", "tok_embeddings", "norm", "lm_head", "output"})
+"""First parts of the names of a Qwen3's tensors, 0.2.0 to 0.3.0."""
+_CACHES = re.compile(r"(?:.*\.)?(?:freqs_cis|rope_cache|rope\.cache|inv_freq|tokens_per_expert(?:_E)?)")
+"""Buffers within those modules that hold nothing learned: TorchTitan makes them anew, and saves none of them itself."""
+_LORA = "LoRA weights"
 _REFUSED = (
-    (re.compile(r".*\.lora_[ab](\..*)?"), "LoRA weights", "merge the adapter into the model before saving, or export it with TorchTitan"),
+    (re.compile(r"model\.(?:embed_tokens|layers\.\d+\.(?:self_attn|mlp|\w+_layernorm))\..*"), "tensors under HuggingFace's names", "save TorchTitan's own state dict, or let TorchTitan save its last step with checkpoint.last_save_in_hf"),
+    (re.compile(r".*\.lora_[ab](\..*)?"), _LORA, "merge the adapter into the model before saving, or export it with TorchTitan"),
     (re.compile(r".*\.wqkv(\..*)?"), "a fused attention projection (TorchTitan between 2026-04-16 and 2026-06-19)", "load the step with that TorchTitan and save it with 0.3.0, which splits it"),
     (re.compile(r".*\.w13(\..*)?"), "a fused SwiGLU projection", "load the step with that TorchTitan and save it with 0.3.0, which splits it"),
 )  # fmt: skip
@@ -33,15 +47,55 @@ def installed_name(fqn: str) -> str:
     return fqn
 
 
+def plain_names(fqns: Iterable[str]) -> dict[str, str]:
+    """Name in the checkpoint -> the same without wrapper parts, and without the container that the whole model lies in."""
+    plain = {fqn: ".".join(part for part in fqn.split(".") if part not in WRAPPERS) for fqn in fqns}
+    names = {*plain.values()}
+    container = next((f"{part}." for part in _CONTAINERS if f"{part}.{_EMBEDDING}" in names), "")
+    return {fqn: name.removeprefix(container) for fqn, name in plain.items()}
+
+
+def taken_off(fqns: Iterable[str]) -> list[str]:
+    """Every part that `plain_names` takes off one of these names, sorted."""
+    changed = [(fqn.split("."), name.split(".")) for fqn, name in plain_names(fqns).items() if fqn != name]
+    return sorted({part for parts, kept in changed for part in Counter(parts) - Counter(kept)})
+
+
+def ignored(fqns: Iterable[str], patterns: Sequence[str], step: Path) -> list[str]:
+    """The names of tensors beside the model that one of these shell patterns matches, sorted.
+
+    Raises IgnoredModelTensor where a pattern matches a tensor of the model.
+    """
+    plain = plain_names(fqns)
+    found = sorted(fqn for fqn in plain if any(fnmatchcase(fqn, pattern) for pattern in patterns))
+    for fqn in found:
+        check_beside(fqn, plain[fqn], step)
+    return found
+
+
+def check_beside(fqn: str, name: str, step: Path) -> None:
+    """An ignored tensor lies beside the model: neither one of its modules' own, nor what changes them (LoRA), stored
+    elsewhere. Raises IgnoredModelTensor, UnsupportedModel."""
+    lora, what, hint = next(entry for entry in _REFUSED if entry[1] == _LORA)
+    if lora.fullmatch(name):
+        raise errors.UnsupportedModel(f"the checkpoint holds {what} ({fqn[:200]!r})", path=step, hint=hint)
+    if name.partition(".")[0] in _MODULES and not _CACHES.fullmatch(name):
+        raise errors.IgnoredModelTensor(
+            f"a pattern of --ignore-tensors matches a tensor of the model ({fqn[:200]!r})",
+            path=step,
+            hint="narrow --ignore-tensors to what lies beside the model",
+        )
+
+
 def installed_names(fqns: Iterable[str], step: Path) -> dict[str, str]:
     """Installed name -> name in the checkpoint.
 
     Raises UnsupportedModel for names that are refused by name, UnknownTensor where two names are the same tensor.
     """
     found: dict[str, str] = {}
-    for fqn in fqns:
-        check_supported(fqn, step)
-        name = installed_name(fqn)
+    for fqn, plain in plain_names(fqns).items():
+        check_supported(plain, step)
+        name = installed_name(plain)
         if name in found:
             check_one_name(fqn, found[name], step)
         found[name] = fqn

@@ -78,21 +78,28 @@ def check_chunks(tensors: Sequence[RawTensor], places: Places, where: Path) -> N
         raise errors.StepDamaged(f"an item of {stray} belongs to no chunk", path=where, hint=_AGAIN)
 
 
+def check_dtypes(tensors: Iterable[tuple[str, str]], where: Path) -> None:
+    """Every tensor of the model (FQN, dtype) has a dtype that is read. Raises UnsupportedModel."""
+    for fqn, dtype in tensors:
+        if dtype not in ITEM_BYTES:
+            raise errors.UnsupportedModel(
+                f"{fqn} is stored as {dtype}, which is not read",
+                path=where,
+                hint="if it is none of the model's tensors, leave it out with --ignore-tensors; else save it in another dtype",
+            )
+
+
 def check_sizes(tensors: Sequence[RawTensor], places: Places, where: Path) -> None:
     """A tensor is as large as its chunks together, and no chunk larger than its item: what room is reserved for is there.
 
-    Raises StepDamaged, also for a dtype that is not read.
+    Of a dtype that is not read no bytes are counted (see `source`). Raises StepDamaged.
     """
     for tensor in tensors:
-        if tensor.dtype not in ITEM_BYTES:
-            raise errors.StepDamaged(
-                f"{tensor.fqn} is stored as {tensor.dtype}, which is not read", path=where, hint="save other dtypes"
-            )
         if sum(prod(sizes) for _, sizes in tensor.chunks) != prod(tensor.shape):
             raise errors.StepDamaged(f"the chunks of {tensor.fqn} are not as large as it is", path=where, hint=_AGAIN)
         for offsets, sizes in tensor.chunks:
             item = places.get((tensor.fqn, offsets))
-            if item is not None and prod(sizes) * ITEM_BYTES[tensor.dtype] > item.length:
+            if item is not None and prod(sizes) * ITEM_BYTES.get(tensor.dtype, 0) > item.length:
                 raise errors.StepDamaged(
                     f"{tensor.fqn} has a chunk of {list(sizes)} in {item.length:,} bytes", path=where, hint=_AGAIN
                 )

@@ -94,7 +94,7 @@ def check_known(step: Path, fqn: str) -> None:
     raise errors.UnknownTensor(
         f"the checkpoint holds a model tensor {fqn!r} that TorchTitan's adapter does not export",
         path=step,
-        hint="a custom model is not converted; if it is none of the model's, ask for support of its name",
+        hint="if it lies beside the model, leave it out with --ignore-tensors; a custom model is not converted",
     )
 
 

@@ -62,10 +62,14 @@ class Prover:
         base_path: str,
         dtype: str,
         architecture: str,
+        untie: bool,
         io_bandwidth_limit: float,
         drop_behind: bool,
     ) -> dict[str, Any]:
-        """Settles the architecture and makes the plan; answers plan, config.json, generation config."""
+        """Settles the architecture and makes the plan; answers plan, config.json, generation config.
+
+        `untie`: embedding and head differ, and are exported as two where the run calls them tied.
+        """
         import torch
 
         from converter import judge, names, plan, qwen3, qwen3_record, vocabulary
@@ -86,13 +90,16 @@ class Prover:
             raise errors.UnsupportedModel(
                 f"the tensors are no Qwen3's ({some}, …)",
                 path=self.step,
-                hint="only TorchTitan's Qwen3 models are converted so far",
+                hint="only TorchTitan's Qwen3 models are converted so far, under TorchTitan's names",
             )
         moe = qwen3.is_moe(shapes)
         where = Path(base_path)
         base_config = qwen3.hf_config(base, moe=moe, where=where)
         ours = qwen3.architecture_of_base(base_config)
         self.config, borrowed = qwen3_record.recorded_config(self.step, self.run, shapes, ours)
+        untied = untie and self.config.enable_weight_tying
+        if untied:
+            self.config.enable_weight_tying = base["tie_word_embeddings"] = ours["tie_word_embeddings"] = False
         self.wanted = wanted = qwen3.architecture_of(self.config)
         differs = check_architecture(ours, wanted, architecture, where)
         said = qwen3.with_architecture(base, wanted) if differs else dict(base)
@@ -114,6 +121,7 @@ class Prover:
             "generation_config": json.loads(model.generation_config.to_json_string()),
             "borrowed": list(map(errors.brief, borrowed)),
             "reshaped": list(map(errors.brief, differs)),
+            "untied": untied,
             "rows": rows,
             "tolerance": judge.TOLERANCE,
         }

@@ -24,11 +24,12 @@ _NOT_ARCHITECTURE = frozenset(
         "qkv_linear",
         "token_dispatcher",
         "max_seq_len",
+        "max_context_length",
         "_torchao_config",
     }
 )
 """Parts of a recorded model config that do not change the function (or, qkv_linear, are derived from the rest; or, of
-float8 training, say how products were rounded)."""
+float8 training, say how products were rounded). `max_context_length` is `max_seq_len` on TorchTitan's main branch."""
 
 
 _CAUSAL = [-1, 0]
@@ -83,6 +84,7 @@ def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, 
                 borrowed.append(f"{', '.join(unknown)} (flavor {run.flavor!r} is not in TorchTitan's registry)")
             stated |= {key: base[key] for key in unknown}
         _set(config, told | stated)
+    borrowed += run.assumed
     if run.overrides:
         borrowed.append(f"override.imports {', '.join(run.overrides)}: what they change is not recorded")
     rows = shapes[EMBEDDING][0]
@@ -157,12 +159,13 @@ def _overlay(config: Any, recorded: dict[str, Any], where: str, path: Path) -> N
         if key in _NOT_ARCHITECTURE:
             continue
         if not any(field.name == key for field in dataclasses.fields(config)):
-            if value is None:
+            if value is None or value in ({}, []):
                 continue
             raise errors.UnsupportedModel(
-                f"the run recorded {where}.{key}, which TorchTitan's Qwen3 does not have",
+                f"the run recorded {where}.{key}, which TorchTitan 0.3.0's Qwen3 does not have",
                 path=path,
-                hint="LoRA, quantization and custom models are not converted",
+                hint="LoRA, quantization and custom models are not converted; a key that does not change the function can "
+                "be taken out of a copy of the run config that is named with --run-config",
             )
         ours = getattr(config, key)
         if isinstance(value, list) and isinstance(ours, list):

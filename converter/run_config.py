@@ -1,7 +1,7 @@
 """Owns the run config: where it lies, whether it is one, and what we take from it.
 
 Standard library only. Two generations are read into one RunConfig: torchtitan 0.2's `JobConfig.to_dict()` and
-0.3's `Trainer.Config.to_dict()`. A user's launcher writes the file after the first step appears, not atomically,
+0.3's `Trainer.Config.to_dict()`, with the names of its main branch until 2026-09. A user's launcher writes the file after the first step appears, not atomically,
 so a missing or half-written one is worth waiting for (errors.Retry.CONFIG).
 """
 
@@ -26,6 +26,14 @@ _TOKENIZER_KEYS = (
     ("model", "hf_assets_path"),
 )
 """torchtitan 0.2: the first that is set names the tokenizer."""
+_LENGTH_KEYS = (
+    ("training", "max_context_length"),
+    ("training", "seq_len"),
+    ("model_spec", "max_context_length"),
+    ("model_spec", "seq_len"),
+)
+"""The maximum sequence length: `training.seq_len` up to 0.3.0, `training.max_context_length` on TorchTitan's main branch
+since 2026-08-20 (#4121), and in `model_spec` since #4328. The first that is set counts."""
 DIMENSIONS = {
     "dim": "hidden_size", "hidden_size": "hidden_size", "n_layers": "num_hidden_layers", "num_hidden_layers": "num_hidden_layers",
     "n_heads": "num_attention_heads", "num_attention_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
@@ -73,6 +81,8 @@ class RunConfig:
     known_tokens: int | None = None
     """Base and added tokens, where the run recorded both."""
     conflict: RunConfigConflict | None = None
+    assumed: tuple[str, ...] = ()
+    """What the record leaves open, and how it was read: the manifest lists it as not checked independently."""
 
     def to_json(self) -> dict[str, Any]:
         """As it crosses the process boundary; the conflict is the parent's to tell."""
@@ -81,7 +91,8 @@ class RunConfig:
     @staticmethod
     def from_json(said: dict[str, Any]) -> "RunConfig":
         """The other way."""
-        return RunConfig(**said | {"path": Path(said["path"]), "overrides": tuple(said["overrides"])})
+        lists = {key: tuple(said[key]) for key in ("overrides", "assumed")}
+        return RunConfig(**said | lists | {"path": Path(said["path"])})
 
 
 def candidates(step: Path, names: Sequence[str] = (), logs_roots: Sequence[Path] = ()) -> Iterator[Path]:
@@ -159,12 +170,18 @@ def _is_run_config(said: Any) -> bool:
 
 def _read(path: Path, payload: bytes, said: dict[str, Any]) -> RunConfig:
     training, checkpoint = said["training"], _dict(said, "checkpoint")
-    dtype, seq_len = training.get("dtype", "float32"), training.get("seq_len")
+    dtype = training.get("dtype", "float32")
+    lengths = {
+        f"{section}.{key}": value
+        for section, key in _LENGTH_KEYS
+        if (value := _dict(said, section).get(key)) is not None
+    }
+    length, seq_len = next(iter(lengths.items()), ("training.seq_len or training.max_context_length", None))
     problem = None
     if dtype not in DTYPES:
         problem = f"training.dtype is {dtype!r}, not one of {', '.join(DTYPES)}"
     if type(seq_len) is not int or not 0 < seq_len < _MOST:
-        problem = f"training.seq_len is {seq_len!r}"
+        problem = f"{length} is {seq_len!r}"[:200]
     for key, value in _dict(said, "model").items():
         if key in DIMENSIONS and value is not None and not isinstance(value, int | float):
             problem = f"model.{key} is {value!r}"[:200]
@@ -181,6 +198,7 @@ def _read(path: Path, payload: bytes, said: dict[str, Any]) -> RunConfig:
     common: dict[str, Any] = {
         "path": path, "sha256": hashlib.sha256(payload).hexdigest(), "dtype": dtype, "seq_len": seq_len,
         "keep_latest_k": keep if type(keep) is int and 0 <= keep < _MOST else None,
+        "assumed": _ambiguous(lengths),
     }  # fmt: skip
     if isinstance(said.get("model_spec"), dict):
         spec = said["model_spec"]
@@ -202,6 +220,15 @@ def _read(path: Path, payload: bytes, said: dict[str, Any]) -> RunConfig:
         padded_vocab_size=padded if type(padded) is int else None,
         known_tokens=base + added if type(base) is int and type(added) is int else None,
     )  # fmt: skip
+
+
+def _ambiguous(lengths: dict[str, Any]) -> tuple[str, ...]:
+    """Says which length is used where `training` states two: a model may allow more than it was trained with."""
+    trained = {key: value for key, value in lengths.items() if key.startswith("training.")}
+    if len({*map(str, trained.values())}) < 2:
+        return ()
+    stated = ", ".join(f"{key} is {value}"[:100] for key, value in trained.items())
+    return (f"two maximum sequence lengths are recorded ({stated}); {next(iter(trained))} is used",)
 
 
 def _dict(said: dict[str, Any], key: str) -> dict[str, Any]:

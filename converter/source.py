@@ -6,10 +6,10 @@ Standard library only.
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from converter import assets, checkpoint, errors, hf_step, layout, manifest, names, run_config, storage
+from converter import assets, checkpoint, errors, hf_step, layout, manifest, names, placement, run_config, storage
 from converter.exports import INDEX, SAFETENSORS, target_dtype
 from converter.files import read_regular
 from converter.hooks import Hooks
@@ -34,6 +34,10 @@ class Options:
     logs_roots: tuple[Path, ...] = ()
     search: assets.Search = field(default_factory=assets.Search)
     architecture: str = "base"
+    untie: bool = False
+    """Export embedding and head that the run calls tied, and which differ, as two."""
+    ignore_tensors: tuple[str, ...] = ()
+    """Shell patterns of FQNs beside the model."""
     allow_routing_drift: bool = False
     accept_copy: bool = False
     force: bool = False
@@ -68,6 +72,8 @@ class Source:
     digest: str
     """sha256 of `.metadata`, or of the index of a step in HF form."""
     copied: bool = False
+    ignored: tuple[str, ...] = ()
+    """FQNs that `ignore_tensors` left out of `metadata`."""
 
 
 def look(step: Path, options: Options, *, wait: bool = True) -> Source:
@@ -89,15 +95,23 @@ def look(step: Path, options: Options, *, wait: bool = True) -> Source:
     else:
         listing, metadata = storage.read(step, options.metadata_limits)
         copied = _wait_until_settled(step, listing, metadata, options, wait=wait)
+    ignored: tuple[str, ...] = ()
+    if metadata.form == "dcp":
+        ignored = tuple(names.ignored(metadata.tensors, options.ignore_tensors, step))
+        left_out = {*ignored}
+        kept = {fqn: items for fqn, items in metadata.tensors.items() if fqn not in left_out}
+        metadata = replace(metadata, tensors=kept)
     if not metadata.tensors:
         raise errors.NoModelInStep(
             "the checkpoint holds no model tensors (optimizer or dataloader only)",
             path=step,
             hint="nothing to convert; fault-tolerant runs save such steps",
         )
+    if metadata.form == "dcp":
+        placement.check_dtypes(((t.fqn, t.dtype) for t in metadata.tensors.values()), step / METADATA)
     run = run_config.find(step, names=options.run_config_names, logs_roots=options.logs_roots, file=options.run_config)
     dtype = run.dtype if options.dtype == "auto" else options.dtype
-    return Source(listing, metadata, run, dtype, _digest(step, metadata.form), copied)
+    return Source(listing, metadata, run, dtype, _digest(step, metadata.form), copied, ignored)
 
 
 def _wait_until_settled(

@@ -19,7 +19,7 @@ from converter.exports import Export, Plan
 
 _SOURCES = ("protocols/state_dict_adapter.py", "models/utils.py", "models/qwen3/state_dict_adapter.py")
 """In the order in which each needs the names of those before it."""
-_BIAS, _HEAD, _EMBEDDING = ".moe.expert_bias_E", "lm_head.weight", "tok_embeddings.weight"
+_BIAS, HEAD, EMBEDDING = ".moe.expert_bias_E", "lm_head.weight", "tok_embeddings.weight"
 
 
 class _Meta(type):
@@ -75,7 +75,7 @@ def provisional_plan(sources: Mapping[str, str], shapes: Mapping[str, tuple[int,
         return None
     used = {export.source for export in exports}
     left = [name for name in shapes if sources[name] not in used]
-    heads = (sources[_EMBEDDING], sources[_HEAD]) if tied and _HEAD in left and _EMBEDDING in sources else None
+    heads = (sources[EMBEDDING], sources[HEAD]) if tied and HEAD in left and EMBEDDING in sources else None
     return Plan(exports, heads, tuple(sources[name] for name in left if name.endswith(_BIAS)))
 
 

@@ -7,6 +7,7 @@ that out of its scope). An allow-list stops code, not memory: limits of memory a
 import io
 import pickle
 import pickletools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,13 @@ class Named:
     name: str
 
 
-DTYPES = frozenset("float64 float32 bfloat16 float16 float8_e4m3fn float8_e5m2 int64 int32 int16 int8 uint8 bool uint16 uint32 uint64 complex64".split())  # fmt: skip  # noqa: SIM905
+_DTYPE = re.compile(r"bool|(?:float|bfloat|complex|u?int|qu?int|bits)[0-9]+[0-9a-z_]*")
+
+
+def is_dtype(name: str) -> bool:
+    """Whether `torch.<name>` is called as torch calls its dtypes, today's and those to come: state beside the model may
+    have any (an optimizer's float8_e8m0fnu). Which of them are read is decided where a tensor is the model's."""
+    return len(name) <= 40 and _DTYPE.fullmatch(name) is not None
 
 
 _PUTS, _GETS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"}), frozenset({"GET", "BINGET", "LONG_BINGET"})
@@ -74,7 +81,7 @@ class _AllowList(pickle.Unpickler):
         self._reached = name == self._after or (reached and name.startswith("_rebuild"))
         if (module, name) in self._names:
             return self._names[module, name]
-        if module == "torch" and name in DTYPES:
+        if module == "torch" and is_dtype(name):
             return Named(name)
         raise (NotListed if reached else _Refused)(f"{module}.{name}")
 

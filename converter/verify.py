@@ -4,6 +4,7 @@ numpy and the standard library only. Everything is derived again from the checkp
 manifest included; dtype, shard size, architecture and accepted exceptions are taken from the manifest.
 """
 
+import glob
 import hashlib
 import os
 from dataclasses import replace
@@ -79,6 +80,7 @@ def _against_checkpoint(
     options = replace(
         options, dtype=made.dtype, max_shard_size=made.max_shard_size, accept_copy=bool(made.accepted.get("copy")),
         architecture="run" if "architecture" in made.accepted else "base",
+        ignore_tensors=tuple(map(glob.escape, made.accepted.get("ignored_tensors", ()))),
     )  # fmt: skip
     source = look(step, options, wait=False)
     if source.metadata.save_id != made.save_id:
@@ -91,7 +93,7 @@ def _against_checkpoint(
     with Prover() as prover:
         settled = prover.ask(
             "start", step=str(step), metadata=to_json(source.metadata), run=source.run.to_json(), base=found.base,
-            base_path=str(found.base_path), dtype=source.dtype, architecture=options.architecture, io_bandwidth_limit=0,
+            base_path=str(found.base_path), dtype=source.dtype, architecture=options.architecture, untie="untied" in made.accepted, io_bandwidth_limit=0,
             drop_behind=False,
         )  # fmt: skip
         tools = prover.tools

@@ -142,7 +142,12 @@ class Endings:
         self._tracker.keep(job.path, Tracked(job.root, latest, judged))
         self._news.failure(log, outcome, follows, attempt, fields)
         if follows.state == State.UNSUPPORTED:
-            self._tracker.block(job.root, latest, Block(outcome.error or "", outcome.message, outcome.hint), fields)
+            self._tracker.block(
+                job.root,
+                latest,
+                Block(outcome.error or "", outcome.message, outcome.hint, verdict.exceptions(settings)),
+                fields,
+            )
         if follows.pauses_root:
             self._room.pause(job.root, follows.next_attempt or now, why)
         if outcome.retry in (Retry.VANISHED, Retry.INCOMPLETE, Retry.SUSPECT):

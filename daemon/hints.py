@@ -10,6 +10,7 @@ KEYS = {
     "dtype": "dtype",
     "force": "overwrite_foreign",
     "hf-assets": "hf_assets",
+    "ignore-tensors": "ignore_tensors",
     "logs-root": "logs_roots",
     "output": "output",
     "path-map": "path_map",
@@ -17,6 +18,7 @@ KEYS = {
     "run-config": "run_config_names",
     "threads": "threads",
     "tokenizer": "tokenizer",
+    "untie": "untie",
 }
 """A flag of `dcp2hf convert` that hints name -> what an operator of dcp2hfd says instead."""
 

@@ -100,6 +100,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             extra=_ROOT,
         ),
     ] = "base"
+    untie: Annotated[
+        bool,
+        Meta(
+            description="Export embedding and head as two where the run calls them tied and they differ (TorchTitan 0.2.0 "
+            "and 0.2.1 lost the tie).",
+            extra=_ROOT,
+        ),
+    ] = False
+    ignore_tensors: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Shell patterns of whole tensor names beside the model that are left out: `rng_state`, `ema.*`.",
+            extra=_ROOT,
+        ),
+    ] = ()
     allow_routing_drift: Annotated[
         bool, Meta(description="Convert a MoE whose balancing bias HF cannot express.", extra=_ROOT)
     ] = False

@@ -34,6 +34,21 @@ class Block(NamedTuple):
     error: str
     reason: str
     hint: str
+    asked: str = ""
+    """The exceptions that were allowed when it was refused (`exceptions`); empty: not known."""
+
+
+def exceptions(settings: Settings) -> str:
+    """What the settings allow that may convert a run which was refused without it."""
+    asked = (settings.allow_routing_drift, settings.untie, *sorted(settings.ignore_tensors))
+    return repr(asked)
+
+
+def _holds(block: Block, settings: Settings) -> bool:
+    """Whether a run is still refused: with other exceptions it is judged anew."""
+    if block.asked:
+        return block.asked == exceptions(settings)
+    return not (block.error == "RoutingDrift" and settings.allow_routing_drift)
 
 
 def judge(
@@ -60,7 +75,7 @@ def judge(
             return Verdict(State.UNSUPPORTED, answer.reason, answer.error, answer.hint)
         case "damaged":
             return Verdict(State.QUARANTINED, answer.reason, answer.error, answer.hint)
-    if block is not None and not (block.error == "RoutingDrift" and settings.allow_routing_drift):
+    if block is not None and _holds(block, settings):
         return Verdict(State.UNSUPPORTED, block.reason, block.error, block.hint)
     if foreign := _foreign(step, run, settings):
         return foreign

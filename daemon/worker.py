@@ -56,11 +56,13 @@ def command(request: Request, settings: Settings) -> list[str]:
         flags += [flag, json.dumps(words), "--hook-timeout", str(settings.hook_timeout)] if words else []
     for flag, asked in (
         ("--force", settings.overwrite_foreign),
+        ("--untie", settings.untie),
         ("--allow-routing-drift", settings.allow_routing_drift),
         ("--accept-copy", request.accept_copy),
     ):
         flags += [flag] if asked else []
     for flag, values in (
+        ("--ignore-tensors", settings.ignore_tensors),
         ("--statistics", [request.samples] if request.samples else []),
         ("--hf-assets", [settings.hf_assets] if settings.hf_assets else []),
         ("--tokenizer", [settings.tokenizer] if settings.tokenizer else []),

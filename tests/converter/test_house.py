@@ -15,8 +15,8 @@ import converter
 _PACKAGE = Path(converter.__file__).parent
 _TESTS = Path(__file__).parent
 MODULES = sorted(_PACKAGE.glob("*.py"))
-LONGER = {"cli.py": 300}
-"""Lines of the one room that is longer than 250."""
+LONGEST = 350
+"""Lines of a module: past it, it is more than one room (there is no limit that a subject is cut in two to meet)."""
 HEAVY = {"torch", "torchtitan", "transformers", "safetensors", "tokenizers", "huggingface_hub", "pandas", "scipy"}
 
 
@@ -53,7 +53,7 @@ def test_each_module_says_what_it_owns_and_is_one_rooms_length(path: Path) -> No
     assert len(docstring.splitlines()[0]) > 20
     if path.parent == _PACKAGE and path.name not in ("__init__.py", "__main__.py"):
         assert docstring.startswith(("Owns ", "The "))
-    assert len(text.splitlines()) <= (LONGER.get(path.name, 250) if path.parent == _PACKAGE else 350)
+    assert len(text.splitlines()) <= LONGEST
 
 
 def test_no_test_of_the_converter_names_a_place_of_one_machine() -> None:

@@ -11,6 +11,7 @@ import pytest
 from converter import errors, run_config
 from converter.run_config import RunConfig, find
 from tests.build.cases import ADDED_TOKENS, ALL, BASE_TOKENS, BY_NAME, SEQ_LEN, Case
+from tests.converter.dialects import to_main
 
 MINIMAL: dict[str, Any] = {
     "model": {"name": "qwen3", "flavor": "0.6B"},
@@ -184,3 +185,35 @@ def test_overrides_of_a_new_run_are_kept(checkpoints: Path, step: Path) -> None:
     said["override"] = {"imports": ["my.module"]}
     (step / "config.json").write_text(json.dumps(said))
     assert find(step).overrides == ("my.module",)
+
+
+@pytest.mark.parametrize("in_spec", [False, True], ids=["training", "model_spec"])
+def test_a_record_of_torchtitans_main_branch_is_read_wherever_its_length_stands(
+    in_spec: bool, checkpoints: Path, step: Path
+) -> None:
+    said = json.loads(BY_NAME["two_steps"].run_config(checkpoints).read_text())
+    to_main(said, in_spec=in_spec)
+    (step.parent / "config.json").write_text(json.dumps(said))
+    found = find(step)
+    assert (found.generation, found.seq_len, found.assumed) == ("0.3", SEQ_LEN, ())
+
+
+def test_a_model_that_allows_more_than_it_was_trained_with_has_the_trained_length(step: Path) -> None:
+    spec = {"name": "qwen3", "flavor": "0.6B", "max_context_length": 40960}
+    put(step.parent / "config.json", model_spec=spec, training={"dtype": "bfloat16", "max_context_length": 4096})
+    found = find(step)
+    assert (found.seq_len, found.assumed) == (4096, ())
+
+
+def test_two_lengths_that_differ_are_named(step: Path) -> None:
+    put(step.parent / "config.json", training={"dtype": "bfloat16", "seq_len": 2048, "max_context_length": 4096})
+    found = find(step)
+    assert found.seq_len == 4096
+    assert "training.max_context_length is 4096, training.seq_len is 2048" in found.assumed[0]
+
+
+@pytest.mark.parametrize("length", [0, "4096", True, [1]])
+def test_a_length_of_the_main_branch_that_is_none_is_refused_by_its_name(length: Any, step: Path) -> None:
+    put(step.parent / "config.json", training={"dtype": "bfloat16", "max_context_length": length})
+    with pytest.raises(errors.RunConfigUnreadable, match=r"training\.max_context_length"):
+        find(step)

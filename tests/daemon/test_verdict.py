@@ -1,5 +1,7 @@
 """The state of a step follows from what is seen and what is remembered, and from nothing else."""
 
+from typing import Any
+
 import pytest
 
 from daemon import verdict
@@ -168,3 +170,13 @@ def test_a_run_refused_for_its_balancing_bias_is_taken_up_once_that_is_allowed()
     assert state(facts(), run_facts(), None, bias, S) == State.UNSUPPORTED
     assert state(facts(), run_facts(), None, bias, allowed) == State.PENDING
     assert state(facts(), run_facts(), None, lora, allowed) == State.UNSUPPORTED
+
+
+@pytest.mark.parametrize("allowed", [{"ignore_tensors": ("ema.*",)}, {"untie": True}, {"allow_routing_drift": True}])
+def test_a_run_refused_is_judged_anew_once_other_exceptions_are_allowed_and_only_then(allowed: dict[str, Any]) -> None:
+    asked = with_(S, ignore_tensors=("rng_state",))
+    block = Block("UnknownTensor", "ema.norm.weight", "ignore_tensors", verdict.exceptions(asked))
+
+    assert state(facts(), run_facts(), None, block, asked) == State.UNSUPPORTED
+    assert state(facts(), run_facts(), None, block, with_(asked, **allowed)) == State.PENDING
+    assert state(facts(), run_facts(), None, block, with_(asked, poll_interval=3.0)) == State.UNSUPPORTED

@@ -50,6 +50,7 @@ def test_every_key_becomes_a_flag_of_convert() -> None:
         metadata_memory_limit=7_000_000, metadata_deadline=9.0,
         hf_assets="/assets", tokenizer="/tok", logs_roots=("/l1", "/l2"), assets_roots=("/s",), path_map={"/old": "/new"},
         run_config_names=("train.json",), restrict_assets=True, roots=("/r",), before_publish=("card", "a b"), hook_timeout=7.0,
+        untie=True, ignore_tensors=("rng_state", "ema.*"),
     )  # fmt: skip
     argv = worker.command(Request("/r/a/step-1", "/r/a/hf", accept_copy=True, samples="/s/statistics/a"), settings)
 
@@ -58,7 +59,8 @@ def test_every_key_becomes_a_flag_of_convert() -> None:
         "--dcp-path /r/a/step-1 --output /r/a/hf --if-exists skip --dtype float16 --max-shard-size 5 --forward-check off "
         "--architecture run --metadata-memory-limit 7000000 --metadata-deadline 9.0 --threads 3 "
         '--before-publish ["card", "a b"] --hook-timeout 7.0 '
-        "--force --allow-routing-drift --accept-copy --statistics /s/statistics/a --hf-assets /assets --tokenizer /tok "
+        "--force --untie --allow-routing-drift --accept-copy --ignore-tensors rng_state --ignore-tensors ema.* "
+        "--statistics /s/statistics/a --hf-assets /assets --tokenizer /tok "
         "--logs-root /l1 --logs-root /l2 --assets-root /s --path-map /old=/new --run-config-name train.json "
         "--restrict-assets /r --restrict-assets /s --restrict-assets /new --events"
     )

@@ -72,7 +72,14 @@ CHECKS = {
     "storage_metadata": Check(
         "every chunk is one item, no two items share bytes, none went through a transform",
         _functions(
-            placement, "check_files", "check_transforms", "check_once", "check_disjoint", "check_chunks", "check_sizes"
+            placement,
+            "check_files",
+            "check_transforms",
+            "check_once",
+            "check_disjoint",
+            "check_chunks",
+            "check_sizes",
+            "check_dtypes",
         ),
     ),
     "items": Check(
@@ -92,7 +99,7 @@ CHECKS = {
     ),
     "names": Check(
         "every model tensor is somebody's, and nobody's twice",
-        (*_functions(names, "check_supported", "check_one_name"), *_functions(plan, "check_known")),
+        (*_functions(names, "check_supported", "check_beside", "check_one_name"), *_functions(plan, "check_known")),
     ),
     "architecture": Check(
         "run record, tensor shapes and base assets describe one model",

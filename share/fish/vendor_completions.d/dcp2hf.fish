@@ -16,6 +16,8 @@ complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l assets-root -x -a
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l path-map -x  -d 'Recorded paths that begin with OLD lie under NEW (repeatable).'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l restrict-assets -x -a '(__fish_complete_directories)' -d 'Follow recorded asset paths only below these folders (repeatable).'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l architecture -x -a 'base run' -d 'run: where base assets and run differ, take the run\'s values.'
+complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l untie -d 'Export embedding and head as two where the run calls them tied and they differ (TorchTitan 0.2.0, 0.2.1).'
+complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l ignore-tensors -x  -d 'Leave out tensors beside the model whose whole name matches: rng_state, \'ema.*\' (repeatable).'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l allow-routing-drift -d 'Publish a MoE whose balancing bias is not zero.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l accept-copy -d 'Accept DCP shards newer than .metadata (a copy): watched for a minute.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l force -d 'Replace a published directory that holds somebody\'s files.'
