@@ -71,7 +71,10 @@ StatisticsOption = Annotated[
     ),
 ]
 RunConfigOption = Annotated[
-    Path | None, typer.Option("--run-config", metavar="FILE", help="The run config, instead of looking for one.")
+    Path | None,
+    typer.Option(
+        "--run-config", metavar="FILE", help="The run config (JSON, or a TOML of 0.2), instead of looking for one."
+    ),
 ]
 NamesOption = Annotated[
     list[str] | None,

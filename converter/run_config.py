@@ -1,11 +1,13 @@
 """Owns the run config: where it lies, whether it is one, and what we take from it.
 
 Standard library only. Two generations are read into one RunConfig: torchtitan 0.2's `JobConfig.to_dict()` and
-0.3's `Trainer.Config.to_dict()`, with the names of its main branch until 2026-09. A user's launcher writes the file after the first step appears, not atomically,
+0.3's `Trainer.Config.to_dict()`, with the names of its main branch until 2026-09; and the TOML of 0.2, where a person names
+one. A user's launcher writes the file after the first step appears, not atomically,
 so a missing or half-written one is worth waiting for (errors.Retry.CONFIG).
 """
 
 import hashlib
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,13 @@ from converter.files import CONFIG_LIMIT, parse_json, read_regular
 
 NAMES = ("config.json", "job_config.json")
 DTYPES = ("float32", "bfloat16", "float16")
+_TOML_DEFAULTS: dict[str, dict[str, Any]] = {
+    "model": {"name": "llama3", "flavor": "debugmodel"},
+    "training": {"dtype": "float32", "seq_len": 2048},
+    "checkpoint": {"keep_latest_k": 10},
+}
+"""What JobConfig of torchtitan 0.2.0 and 0.2.2 says where a TOML does not. (Its `hf_assets_path` lies in a checkout.)"""
+WRITTEN_AFTER = "the run config was written after this step, perhaps at a resume with other settings"
 _MOST = 1 << 31
 """Counts and lengths of a real run are less."""
 _TOKENIZER_KEYS = (
@@ -129,12 +138,12 @@ def find(
                 hint="links inside a run are not followed; see --run-config",
             ) from None
         try:
-            said = parse_json(payload)
+            said, assumed = _parse_toml(payload) if path.suffix == ".toml" else (parse_json(payload), ())
         except ValueError as error:
             if found:
                 continue
             raise errors.RunConfigUnreadable(
-                f"run config is no JSON ({error}): half-written, or another file",
+                f"run config is no {'TOML' if path.suffix == '.toml' else 'JSON'} ({error}): half-written, or another file",
                 path=path,
                 hint="wait for the launcher, or name the right one with --run-config",
             ) from None
@@ -144,7 +153,7 @@ def find(
                     "the file is no TorchTitan run config", path=path, hint="name another with --run-config"
                 )
             continue
-        found.append(_read(path, payload, said))
+        found.append(_read(path, payload, said, assumed))
         if len(found) == 2:
             break
     if not found:
@@ -168,7 +177,27 @@ def _is_run_config(said: Any) -> bool:
     )
 
 
-def _read(path: Path, payload: bytes, said: dict[str, Any]) -> RunConfig:
+def _parse_toml(payload: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A TOML with the defaults of what it leaves out, and what was assumed with it. Raises ValueError for no TOML."""
+    try:
+        said = tomllib.loads(payload.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(said.get("model"), dict):
+        return said, ()
+    missing = [
+        f"{section}.{key} {default}"
+        for section, defaults in _TOML_DEFAULTS.items()
+        for key, default in defaults.items()
+        if key not in _dict(said, section)
+    ]
+    for section, defaults in _TOML_DEFAULTS.items():
+        said[section] = defaults | _dict(said, section)
+    text = "the run config is a TOML, which does not hold what the command line changed"
+    return said, (f"{text}; by default {', '.join(missing)}" if missing else text,)
+
+
+def _read(path: Path, payload: bytes, said: dict[str, Any], assumed: tuple[str, ...]) -> RunConfig:
     training, checkpoint = said["training"], _dict(said, "checkpoint")
     dtype = training.get("dtype", "float32")
     lengths = {
@@ -198,7 +227,7 @@ def _read(path: Path, payload: bytes, said: dict[str, Any]) -> RunConfig:
     common: dict[str, Any] = {
         "path": path, "sha256": hashlib.sha256(payload).hexdigest(), "dtype": dtype, "seq_len": seq_len,
         "keep_latest_k": keep if type(keep) is int and 0 <= keep < _MOST else None,
-        "assumed": _ambiguous(lengths),
+        "assumed": (*_ambiguous(lengths), *assumed),
     }  # fmt: skip
     if isinstance(said.get("model_spec"), dict):
         spec = said["model_spec"]

@@ -19,6 +19,9 @@ from converter.traffic import KEPT_IN_CACHE, Traffic
 
 MAX_SHARD_SIZE = 50_000_000_000
 """transformers 5's default: 50 GB."""
+CONFIG_DELAY_SECONDS = 120.0
+"""How much later than a step a launcher may write the run config that the step was trained with: users' launcher polls every
+5 s for a first step, and an NFS client may see it half a minute late. As the daemon's `config_grace`."""
 COPY_WATCH_SECONDS = 60.0
 """How long a copy's listing must stay the same before it is accepted."""
 
@@ -110,8 +113,25 @@ def look(step: Path, options: Options, *, wait: bool = True) -> Source:
     if metadata.form == "dcp":
         placement.check_dtypes(((t.fqn, t.dtype) for t in metadata.tensors.values()), step / METADATA)
     run = run_config.find(step, names=options.run_config_names, logs_roots=options.logs_roots, file=options.run_config)
+    if not copied and options.run_config is None and _was_written_after(run.path, step, listing):
+        run = replace(run, assumed=(*run.assumed, run_config.WRITTEN_AFTER))
     dtype = run.dtype if options.dtype == "auto" else options.dtype
     return Source(listing, metadata, run, dtype, _digest(step, metadata.form), copied, ignored)
+
+
+def _was_written_after(config: Path, step: Path, listing: Listing) -> bool:
+    """Whether a run config is so much newer than the end of the step's save that it may be another launch's.
+
+    Both times are the file server's. One in the step's own folder is the step's; of one that is gone nothing is known.
+    """
+    end = listing.get(METADATA) or listing.get(INDEX)
+    if end is None or config.parent == step:
+        return False
+    try:
+        written = config.lstat().st_mtime_ns
+    except OSError:
+        return False
+    return written - end.mtime_ns > CONFIG_DELAY_SECONDS * 1e9
 
 
 def _wait_until_settled(

@@ -167,7 +167,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ()
     run_config_names: Annotated[
         tuple[str, ...],
-        Meta(description="Further names of run configs, tried after `config.json` and `job_config.json`.", extra=_ROOT),
+        Meta(
+            description="Further names of run configs (JSON, or TOML of TorchTitan 0.2), tried after `config.json` and `job_config.json`.",
+            extra=_ROOT,
+        ),
     ] = ()
     hf_assets: Annotated[str, Meta(description="Base assets to use whatever the run recorded.", extra=_ROOT_PATH)] = ""
     tokenizer: Annotated[str, Meta(description="Tokenizer to use whatever the run recorded.", extra=_ROOT_PATH)] = ""

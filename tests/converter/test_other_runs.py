@@ -4,6 +4,7 @@ tensors than the model's, a tie that was lost."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from converter.verify import verify
 from tests.build.cases import BY_NAME, SEQ_LEN
 from tests.build.reference import load_source
 from tests.converter.dialects import to_main
-from tests.converter.editing import edit_json, save, save_changed
+from tests.converter.editing import SECOND, edit_json, save, save_changed
 from tests.converter.running import Convert, Converted, Refused
 
 CopyStep = Callable[..., Path]
@@ -269,3 +270,97 @@ def test_a_model_that_was_never_tied_is_exported_the_same_with_untie(copy_step: 
     step = copy_step(BY_NAME["dense_untied-0.3-fsdp-bfloat16"])
     manifest = (convert(step).published / "conversion.json").read_bytes()
     assert (convert(step, untie=True).published / "conversion.json").read_bytes() == manifest
+
+
+# A TOML of 0.2, and a run config that is newer than the step
+TOML = """
+[job]
+dump_folder = "./outputs"
+[model]
+name = "qwen3"
+flavor = "tiny"
+hf_assets_path = "{assets}"
+[training]
+seq_len = 128
+steps = 10
+[molgen_data]
+tokenizer_override = "{tokenizer}"
+"""
+
+
+def as_toml(step: Path, checkpoints: Path) -> Path:
+    path = step.parent / "train.toml"
+    path.write_text(TOML.format(assets=OLD.base_assets(checkpoints), tokenizer=OLD.tokenizer(checkpoints)))
+    (step.parent / "config.json").unlink()
+    return path
+
+
+def test_a_toml_named_by_hand_is_read_with_the_defaults_of_0_2_and_says_so(
+    copy_step: CopyStep, checkpoints: Path, convert: Convert
+) -> None:
+    step = copy_step(OLD)
+    plain = weights(convert(step))
+    path = as_toml(step, checkpoints)
+    for converted in (convert(step, run_config=path), convert(step, run_config_names=("train.toml",))):
+        assert_same_weights(converted, plain)
+        assert converted.manifest["dtype"] == "float32"
+        reason = converted.check("independence")["reason"]
+        assert "does not hold what the command line changed" in reason
+        assert "training.dtype float32" in reason
+        assert "training.seq_len" not in reason
+
+
+@pytest.mark.parametrize("text", ["[model", "model = 3", "[training]\nseq_len = 4", "a = " + "[" * 5000, "[model]\nname = 'q'\n[training]\nseq_len = 2000-01-01"])  # fmt: skip
+def test_what_is_no_run_config_in_toml_is_named(
+    text: str, copy_step: CopyStep, checkpoints: Path, refused: Refused
+) -> None:
+    step = copy_step(OLD)
+    path = as_toml(step, checkpoints)
+    path.write_text(text)
+    error = refused(step, errors.RunConfigUnreadable, run_config=path)
+    assert error.path == str(path)
+
+
+def test_a_toml_that_nobody_named_is_not_looked_for(copy_step: CopyStep, checkpoints: Path, refused: Refused) -> None:
+    step = copy_step(OLD)
+    as_toml(step, checkpoints)
+    refused(step, errors.RunConfigMissing)
+
+
+def make_config_newer(step: Path, seconds: float) -> None:
+    at = (step / ".metadata").stat().st_mtime_ns + int(seconds * SECOND)
+    os.utime(step.parent / "config.json", ns=(at, at))
+
+
+def test_a_run_config_written_at_a_later_launch_is_used_and_not_called_independent(
+    copy_step: CopyStep, convert: Convert
+) -> None:
+    step = copy_step(NEW)
+    make_config_newer(step, 3600)
+    converted = convert(step)
+    assert "written after this step" in converted.check("independence")["reason"]
+    assert any("written after this step" in text for text in converted.warnings())
+    make_config_newer(step, -3600)
+    assert_verified(step, converted)
+
+
+@pytest.mark.parametrize("seconds", [-86400, 0, 65])
+def test_a_run_config_that_a_launcher_wrote_just_after_a_first_step_is_that_steps(
+    seconds: float, copy_step: CopyStep, convert: Convert
+) -> None:
+    step = copy_step(NEW)
+    make_config_newer(step, seconds)
+    converted = convert(step)
+    assert converted.warnings() == []
+    make_config_newer(step, 3600)
+    assert_verified(step, converted)
+
+
+def test_a_run_config_that_a_person_named_or_that_lies_in_the_step_is_the_steps(
+    copy_step: CopyStep, convert: Convert
+) -> None:
+    step = copy_step(NEW)
+    make_config_newer(step, 3600)
+    assert convert(step, run_config=step.parent / "config.json").warnings() == []
+    shutil.copy2(step.parent / "config.json", step / "config.json")
+    assert convert(step).warnings() == []
