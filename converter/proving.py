@@ -222,7 +222,9 @@ def check_architecture(base: dict[str, Any], run: dict[str, Any], architecture: 
         raise errors.ArchitectureMismatch(
             f"base assets and run are not the same model ({'; '.join(differs)})",
             path=where,
-            hint="name the right --hf-assets, or take the run's values with --architecture run",
+            hint="the run was trained with YaRN: take its values with --architecture run"
+            if run["rope_type"] == "yarn" and base.get("rope_type") != "yarn"
+            else "name the right --hf-assets, or take the run's values with --architecture run",
         )
     return differs
 

@@ -5,6 +5,7 @@ The architecture is a dict in HF's words, the common ground of run record, tenso
 """
 
 import copy
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,15 @@ _REPLACED = (
     "is_causal", *_NEVER,
 )  # fmt: skip
 """Keys of a base config that say what others say too, or what a run of TorchTitan's never is."""
+_YARN = {
+    "rope_factor": "factor",
+    "rope_original_length": "original_max_position_embeddings",
+    "rope_beta_fast": "beta_fast",
+    "rope_beta_slow": "beta_slow",
+    "rope_attention_factor": "attention_factor",
+}
+"""What YaRN adds to the architecture -> HF's key. torchtitan 0.3.0's Qwen3 scales frequencies as HF does, and no logits: an
+attention factor of 1, where HF's default is 0.1 ln(factor) + 1."""
 _NEWER = ("rope_parameters", "num_local_experts", "dtype")
 """Keys that transformers before 5 does not read."""
 
@@ -97,6 +107,27 @@ def shapes_of_hf(hf_shapes: Shapes) -> tuple[dict[str, tuple[int, ...]], dict[st
     return shapes, {name: [found[index] for index in sorted(found)] for name, found in parts.items()}
 
 
+def is_yarn(rope: Any) -> bool:
+    """Whether a `CosSinRoPE.Config` scales: below a factor of 1 TorchTitan ignores it (0.3.0)."""
+    return bool(rope.scaling == "yarn" and rope.rope_factor > 1.0)
+
+
+def _yarn_of_base(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """YaRN as transformers 5.23 reads it, defaults included, but for `mscale`; none where it is no numbers."""
+    try:
+        factor = float(rope.get("factor") or 1.0)
+        defaults = {
+            "factor": factor,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "attention_factor": 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0,
+        }
+        found = {ours: float(rope.get(key) or defaults.get(key, 0.0)) for ours, key in _YARN.items()}
+    except (TypeError, ValueError):
+        return {}
+    return found | {"rope_truncate": bool(rope.get("truncate", True))}
+
+
 def architecture_of(config: Any) -> dict[str, Any]:
     """The architecture that a `Qwen3Model.Config` builds."""
     layer = config.layers[0]
@@ -104,9 +135,12 @@ def architecture_of(config: Any) -> dict[str, Any]:
     found = FIXED | dict.fromkeys(_NEVER) | {
         "num_hidden_layers": len(config.layers), "hidden_size": config.dim, "head_dim": attention.head_dim,
         "num_attention_heads": attention.n_heads, "num_key_value_heads": attention.n_kv_heads, "rope_theta": float(attention.rope.theta),
-        "rope_type": {"none": "default", "llama": "llama3"}.get(attention.rope.scaling, attention.rope.scaling),
+        "rope_type": "yarn" if is_yarn(attention.rope) else "default",
         "rms_norm_eps": config.norm.eps, "tie_word_embeddings": config.enable_weight_tying,
     }  # fmt: skip
+    if is_yarn(rope := attention.rope):
+        numbers = (rope.rope_factor, rope.original_seq_len, rope.beta_fast, rope.beta_slow, 1.0)
+        found |= dict(zip(_YARN, map(float, numbers), strict=True)) | {"rope_truncate": rope.truncate}
     if layer.moe is None:
         return found | {"intermediate_size": layer.feed_forward.w1.out_features}
     router = layer.moe.router
@@ -127,6 +161,8 @@ def architecture_of_base(config: PretrainedConfig) -> dict[str, Any]:
         else ["intermediate_size"]
     )
     found = {key: getattr(config, key) for key in keys}
+    if rope.get("rope_type") == "yarn":
+        found |= _yarn_of_base(rope)
     slides = moe or "sliding_attention" in (config.layer_types or ())
     return found | {
         "rope_theta": float(rope.get("rope_theta", 10_000.0)),
@@ -206,9 +242,15 @@ def with_architecture(base: dict[str, Any], wanted: Mapping[str, Any]) -> dict[s
     """The base assets' config with another architecture (`--architecture run`)."""
     said = {key: value for key, value in base.items() if key not in _REPLACED}
     plain = {
-        key: value for key, value in wanted.items() if key not in (*_REPLACED, "rope_type", "partial_rotary_factor")
+        key: value
+        for key, value in wanted.items()
+        if key not in (*_REPLACED, *_YARN, "rope_truncate", "rope_type", "partial_rotary_factor")
     }
-    return said | plain | {"rope_parameters": {"rope_theta": wanted["rope_theta"], "rope_type": wanted["rope_type"]}}
+    rope = {"rope_theta": wanted["rope_theta"], "rope_type": wanted["rope_type"]}
+    rope |= {key: wanted[ours] for ours, key in _YARN.items() if ours in wanted}
+    if "original_max_position_embeddings" in rope:
+        rope["original_max_position_embeddings"] = int(rope["original_max_position_embeddings"])
+    return said | plain | {"rope_parameters": rope}
 
 
 def hf_model(config: PretrainedConfig) -> PreTrainedModel:

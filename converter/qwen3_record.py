@@ -13,7 +13,7 @@ from typing import Any
 import torchtitan.models.qwen3 as titan
 
 from converter import errors
-from converter.qwen3 import EMBEDDING, Shapes, architecture_of, architecture_of_shapes, is_moe
+from converter.qwen3 import EMBEDDING, Shapes, architecture_of, architecture_of_shapes, is_moe, is_yarn
 from converter.run_config import RunConfig
 
 _NOT_ARCHITECTURE = frozenset(
@@ -67,6 +67,7 @@ def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, 
         _overlay(config, run.model, "model_spec.model", run.path)
         check_record(architecture_of(config), told, run)
         check_alike(config, run)
+        check_rope(config, run)
     else:
         stated = dict(run.dimensions)
         check_record(stated, told, run)
@@ -119,6 +120,36 @@ def check_record(recorded: Mapping[str, Any], told: Mapping[str, Any], run: RunC
         )
 
 
+def _scaling(rope: Any) -> tuple[Any, ...]:
+    yarn = (rope.rope_factor, rope.original_seq_len, rope.beta_fast, rope.beta_slow, rope.truncate)
+    return (rope.scaling, *(yarn if is_yarn(rope) else ()))
+
+
+def check_rope(config: Any, run: RunConfig) -> None:
+    """HF's Qwen3 has the scaling, and every reader reads the same of it. Raises UnsupportedModel.
+
+    transformers 4.51 takes the ratio of the two lengths for YaRN's factor whatever the config says, and rounds its bounds;
+    4.57, 5.0 and 5.23 read both.
+    """
+    rope = config.layers[0].attention.rope
+    problem = ""
+    if rope.scaling not in ("none", "yarn"):
+        problem = f"rope scaling {rope.scaling!r}, which TorchTitan's Qwen3 does not have"
+    elif is_yarn(rope) and not rope.truncate:
+        problem = "YaRN with bounds that are not rounded (truncate is False)"
+    elif is_yarn(rope) and run.seq_len != rope.rope_factor * rope.original_seq_len:
+        problem = (
+            f"YaRN of factor {rope.rope_factor:g} over {rope.original_seq_len:,} positions, and a maximum sequence length of "
+            f"{run.seq_len:,}, not {rope.rope_factor * rope.original_seq_len:,.0f}"
+        )
+    if problem:
+        raise errors.UnsupportedModel(
+            f"the run was trained with {problem}"[:500],
+            path=run.path,
+            hint="transformers 4.51 would read another model from an export; convert it with TorchTitan's own script",
+        )
+
+
 def check_alike(config: Any, run: RunConfig) -> None:
     """All norms have one eps and all layers one rope, as HF's have: a difference in a single layer may be too small for the
     forward check. Raises UnsupportedModel."""
@@ -129,7 +160,7 @@ def check_alike(config: Any, run: RunConfig) -> None:
     for what, first, found in (
         ("rms_norm_eps", config.norm.eps, [norm.eps for norm in norms]),
         ("rope_theta", attentions[0].rope.theta, [attention.rope.theta for attention in attentions]),
-        ("rope scaling", attentions[0].rope.scaling, [attention.rope.scaling for attention in attentions]),
+        ("rope scaling", _scaling(attentions[0].rope), [_scaling(attention.rope) for attention in attentions]),
     ):
         others = [value for value in found if value != first]
         if others:

@@ -188,6 +188,28 @@ def test_a_run_that_hf_cannot_express_is_no_failure_but_nan_is(checkpoints: Path
     assert published(root) == {}
 
 
+def test_state_beside_a_model_is_said_once_for_its_run_and_converted_once_it_is_ignored(
+    checkpoints: Path, tmp_path: Path, start: Start
+) -> None:
+    root, state = tmp_path / "root", tmp_path / "state"
+    shutil.copytree(BY_NAME["unknown_tensor"].run(checkpoints), root / "vision")
+    shutil.copytree(root / "vision/checkpoint/step-2", root / "vision/checkpoint/step-4")
+    first = start(state, "--once", root)
+    assert first.end(PATIENCE) == 0
+    assert states(state) == {"vision/2": "unsupported", "vision/4": "unsupported"}
+    assert len(first.events("conversion_started")) == 1
+    (said,) = first.events("run_unsupported")
+    assert (said["error"], "vision_proj.weight" in said["message"]) == ("UnknownTensor", True)
+    assert "`ignore_tensors`" in said["hint"]
+
+    second = start(state, "--once", root, DCP2HF_IGNORE_TENSORS='["vision_*"]')
+    assert second.end(PATIENCE) == 0
+    assert states(state) == {"vision/2": "done", "vision/4": "done"}
+    made = manifest.read(root / "vision/checkpoint/step-4-hf")
+    assert made is not None
+    assert made.accepted == {"ignored_tensors": ["vision_proj.weight"]}
+
+
 def test_nothing_is_done_twice(once: Once, tmp_path: Path, start: Start) -> None:
     before = published(once.root)
     again = start(once.state, "--once", once.root)

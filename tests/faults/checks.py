@@ -104,7 +104,7 @@ CHECKS = {
     "architecture": Check(
         "run record, tensor shapes and base assets describe one model",
         (
-            *_functions(qwen3_record, "check_record", "check_alike", "check_window"),
+            *_functions(qwen3_record, "check_record", "check_alike", "check_rope", "check_window"),
             (proving, "check_architecture", lambda *_: []),
         ),
     ),
