@@ -85,8 +85,29 @@ _MEANT: dict[str, Callable[..., Any]] = {
 }
 
 
+_OPERATORS = (
+    *("iter", "next", "reversed", "len", "contains", "aiter", "anext", "await"),
+    *("enter", "exit", "aenter", "aexit", "setitem", "delitem"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "index", "int", "float", "complex", "bytes", "fspath"),
+    *("neg", "pos", "abs", "invert", "round", "trunc", "floor", "ceil"),
+    *(
+        f"{side}{name}"
+        for name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift", "rshift", "and", "xor")
+        for side in ("", "r", "i")
+        if (side, name) != ("i", "divmod")
+    ),
+    "ior",
+)  # fmt: skip
+"""What Python does to a value by a method of its class. Without `__iter__`, a loop would ask `__getitem__` for ever; without
+another, Python raises a TypeError that a caller may take for an answer."""
+
+
+def _refuse(self: "_Absent", *_: Any) -> NoReturn:
+    raise LeftOut(self.__name__)
+
+
 class _Absent:
-    """Stands for anything: it can be named, subscripted, derived from (to no effect) and asked about, but not called."""
+    """Stands for anything: it can be named, subscripted, derived from (to no effect) and asked about, but not used."""
 
     def __init__(self, name: str):
         self.__name__ = self.__qualname__ = name
@@ -101,6 +122,9 @@ class _Absent:
 
     def __bool__(self) -> NoReturn:
         raise LeftOut(self.__name__)
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def __mro_entries__(self, _: tuple[Any, ...]) -> tuple[type, ...]:
         return ()
@@ -118,6 +142,10 @@ class _Absent:
         return self
 
     __ror__ = __or__
+
+
+for _name in _OPERATORS:
+    setattr(_Absent, f"__{_name}__", _refuse)
 
 
 class _StandIn(types.ModuleType):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import operator
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from converter import prover
+from converter import prover, trim
 from converter.convert import convert_step
 from converter.source import Options
 from tests.build.cases import BY_NAME, Case
@@ -100,3 +102,65 @@ def test_a_tokenizer_that_does_not_load_is_refused_only_once_everything_was_impo
     with missing() as asked, pytest.raises(prover.errors.AssetsInvalid, match="the tokenizer does not load"):
         asked.ask("tokenizer", directory=str(tmp_path), where=str(tmp_path))
     assert missing.said.count(AGAIN) == 1
+
+
+async def _await(value: Any) -> Any:
+    return await value
+
+
+async def _loop(value: Any) -> None:
+    async for _ in value:
+        break
+
+
+def _with(value: Any) -> None:
+    with value:
+        pass
+
+
+USES: dict[str, Callable[[Any], Any]] = {
+    "called": lambda value: value(),
+    "in a condition": bool,
+    "iterated": lambda value: next(iter(value)),
+    "unpacked": lambda value: [*value],
+    "unpacked as keywords": lambda value: dict(**value),
+    "searched": lambda value: 1 in value,
+    "measured": len,
+    "reversed": reversed,
+    "compared": lambda value: value == 1,
+    "compared from the other side": lambda value: value != 1,
+    "ordered": lambda value: sorted([value, 1]),
+    "added": lambda value: value + 1,
+    "added to": lambda value: 1 + value,
+    "and": lambda value: value & 1,
+    "an index": lambda value: [1][value],
+    "a number": int,
+    "assigned to": lambda value: operator.setitem(value, 0, 1),
+    "entered": _with,
+    "awaited": lambda value: asyncio.run(_await(value)),
+    "iterated asynchronously": lambda value: asyncio.run(_loop(value)),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_what_was_not_imported_refuses_every_use_at_once(use: Callable[[Any], Any]) -> None:
+    absent = trim._Absent("torch.export.thing")
+
+    with pytest.raises(trim.LeftOut, match=r"torch\.export\.thing"):
+        use(absent)
+    with pytest.raises(trim.LeftOut, match=r"torch\.export\.thing"):
+        use(absent[0])
+
+
+def test_what_was_not_imported_can_be_named_in_annotations_tables_and_bases() -> None:
+    absent = trim._Absent("torch.export.thing")
+    table = {absent: 1, absent.other: 2}
+
+    class Derived(absent):  # type: ignore[misc]
+        pass
+
+    assert table[absent] == 1
+    assert (absent | None) is (None | absent) is absent[int] is absent
+    assert not isinstance(1, absent)  # type: ignore[arg-type]
+    assert not issubclass(Derived, absent)  # type: ignore[arg-type]
