@@ -51,7 +51,8 @@ def plain_names(fqns: Iterable[str]) -> dict[str, str]:
     """Name in the checkpoint -> the same without wrapper parts, and without the container that the whole model lies in."""
     plain = {fqn: ".".join(part for part in fqn.split(".") if part not in WRAPPERS) for fqn in fqns}
     names = {*plain.values()}
-    container = next((f"{part}." for part in _CONTAINERS if f"{part}.{_EMBEDDING}" in names), "")
+    whole = [f"{part}." for part in _CONTAINERS if f"{part}.{_EMBEDDING}" in names and _EMBEDDING not in names]
+    container = whole[0] if len(whole) == 1 else ""  # beside a model, `model.` holds another (a teacher)
     return {fqn: name.removeprefix(container) for fqn, name in plain.items()}
 
 

@@ -77,6 +77,23 @@ def test_huggingfaces_names_in_a_dcp_are_named_for_what_they_are(
     assert error.retry == errors.Retry.UNSUPPORTED
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["under its own names", "under module"])
+def test_a_second_model_in_a_container_is_beside_the_model(
+    whole: bool, copy_step: CopyStep, refused: Refused, convert: Convert
+) -> None:
+    step = copy_step(OLD)
+    own = load_source(step)
+    first = {f"module.{fqn}" if whole else fqn: tensor for fqn, tensor in own.items()}
+    save(step, first | {f"model.{fqn}": tensor * 2 for fqn, tensor in own.items()})
+    with pytest.raises(errors.ConversionError) as caught:
+        refused.convert(step)
+    assert caught.value.retry == errors.Retry.UNSUPPORTED
+    converted = convert(step, ignore_tensors=("model.*",))
+    assert torch.equal(weights(converted)["model.norm.weight"], own["norm.weight"])
+    assert len(converted.manifest["accepted"]["ignored_tensors"]) == len(own)
+    assert_verified(step, converted)
+
+
 # State beside the model
 BESIDE: States = {
     "rng_state": torch.arange(16, dtype=torch.uint8),
