@@ -6,15 +6,16 @@ names are read, regular files up to a limit, parsed before they are used or copi
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from converter import errors
-from converter.files import CONFIG_LIMIT, parse_json, write_durably
+from converter.files import CONFIG_LIMIT, kind, parse_json, write_durably
 from converter.manifest import ASSET_NAMES, TEMPLATES
-from converter.recorded import Recorded, is_below, read_asset
+from converter.recorded import Recorded, is_below, read_asset, unreadable
 from converter.run_config import RunConfig
 from converter.vocabulary import added_ids, highest_id
 
@@ -92,19 +93,20 @@ def _folder(
     what: str, flag: str, given: Path | None, recorded: str | None, step: Path, run: RunConfig, search: Search
 ) -> Path:
     if given is not None:
-        if not given.exists():
+        if (found := _folder_at(given)) is None:
             raise errors.AssetsMissing(f"the {what} folder does not exist", path=given, hint=f"correct {flag}")
-        return given if given.is_dir() else given.parent
+        return found
     if not recorded:
         raise errors.AssetsMissing(
             f"the run config names no {what}", path=run.path, hint=f"name the folder with {flag}"
         )
     tried, are = list(dict.fromkeys(_candidates(recorded, step.parent, search))), "is" if what == "tokenizer" else "are"
-    refused = False
+    refused, denied = False, None
     for path in tried:
         try:
-            found = path if path.is_dir() else path.parent if path.is_file() else None
-        except OSError:
+            found = _folder_at(path)
+        except PermissionError:
+            denied = denied or path
             continue
         if found is None:
             continue
@@ -118,10 +120,25 @@ def _folder(
             path=run.path,
             hint=f"add its folder to --restrict-assets, or name it with {flag}",
         )
+    if denied:
+        raise unreadable(f"the recorded {what}", denied, flag)
     raise errors.AssetsMissing(
         f"the recorded {what} {ascii(recorded)[:300]} {are} not there (tried {', '.join(ascii(str(p))[1:-1] for p in tried[:8])})",
         path=run.path, hint=f"name the folder with {flag}, or where such paths begin with --assets-root or --path-map",
     )  # fmt: skip
+
+
+def _folder_at(path: Path) -> Path | None:
+    """The folder that a path to a folder, or to a file in it, means; None where there is nothing.
+
+    Raises OSError where that cannot be said: another folder that is found instead might hold other files.
+    """
+    match kind(path):
+        case stat.S_IFDIR:
+            return path
+        case stat.S_IFREG:
+            return path.parent
+    return None
 
 
 def _candidates(recorded: str, run_folder: Path, search: Search) -> Iterator[Path]:

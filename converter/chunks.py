@@ -68,6 +68,9 @@ class Shards:
             raise errors.StepVanished(
                 "the DCP shard is gone", path=self.step / name, hint="the step was purged"
             ) from None
+        except OSError as error:
+            error.filename = str(self.step / name)  # the call names a descriptor only
+            raise
         with self._lock:
             self.bytes_read += len(view)
 

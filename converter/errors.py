@@ -15,7 +15,7 @@ class Retry(StrEnum):
     NEVER = "never"
     """The same input gives the same refusal: quarantined at once."""
     BACKOFF = "backoff"
-    """The machine or the file system failed: later may go better."""
+    """The machine or the file system failed, or what is asked for is not there: later may go better."""
     SPACE = "space"
     """No room: pause the queue, burn no attempt."""
     CONFIG = "config"
@@ -141,6 +141,8 @@ class RunConfigUnreadable(ConversionError):
 class AssetsMissing(ConversionError):
     """Base assets or tokenizer are not where the run config says."""
 
+    retry = Retry.BACKOFF
+
 
 class AssetsInvalid(ConversionError):
     """Base assets or tokenizer do not parse, or are another architecture's."""
@@ -220,17 +222,33 @@ class LockLost(ConversionError):
     retry = Retry.BACKOFF
 
 
+ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+"""What the system says of a name behind which there is nothing. Any other error says nothing of what is there."""
+DENIED = frozenset({errno.EACCES, errno.EPERM})
+
+
 def from_oserror(error: OSError, path: str | os.PathLike[str] | None = None) -> ConversionError:
-    """The expected failure that an operating system error amounts to."""
-    where = path or error.filename or "(no path)"
+    """The expected failure that an operating system error amounts to: the errno alone decides, whoever met it.
+
+    `path` is named where the error names none of its own.
+    """
+    where = error.filename if isinstance(error.filename, str | os.PathLike) else path or "(no path)"
     said = f"{errno.errorcode.get(error.errno or 0, 'OSError')}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(
             f"no room to write ({said})", path=where, hint="free space or raise the quota of this file system"
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno == errno.EROFS:
         return MachineFailure(
-            f"not allowed ({said})", path=where, hint="give the converting user the rights (docs/operators.md, Rights)"
+            f"read-only here ({said})",
+            path=where,
+            hint="a read-only mount, or a folder that ReadWritePaths= of the service's unit does not name",
+        )
+    if error.errno in DENIED:
+        return MachineFailure(
+            f"not allowed ({said})",
+            path=where,
+            hint="this user lacks the rights: its groups, the modes of file and folders (docs/operators.md, Rights)",
         )
     return MachineFailure(
         f"the file system failed ({said})", path=where, hint="look at the mount and its server; it is tried again"

@@ -9,13 +9,57 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+
+from converter.errors import ABSENT
 
 CONFIG_LIMIT = 16 << 20
 """Bytes of a run config or a HF config; the largest seen (0.3.0, 94 layers) has 700 kB."""
 REFUSED = frozenset({errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO})
 """What `read_regular` says of something that is no file or too large: trying again gives the same."""
+
+
+class Refused(PermissionError):
+    """A file that we may read and do not, by `refuse` of `read_regular`: no errno of the system's."""
+
+
+@contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An OSError of a descriptor names no file: it gets the path of the one that was read or written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def kind(path: Path) -> int | None:
+    """S_IFMT of what `path` leads to, links followed; None where there is nothing.
+
+    Raises OSError where the file system failed: pathlib's `exists`, `is_dir` and `is_file` call some of that absence, and
+    from Python 3.14 on all of it.
+    """
+    try:
+        return stat.S_IFMT(os.stat(path).st_mode)
+    except ValueError:  # a NUL in the name
+        return None
+    except OSError as error:
+        if error.errno in ABSENT:
+            return None
+        raise
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there. Raises OSError where that cannot be said now."""
+    return kind(path) is not None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there. Raises OSError where that cannot be said now."""
+    return kind(path) == stat.S_IFDIR
 
 
 def open_regular(path: Path, *, follow: bool = False) -> tuple[int, os.stat_result]:
@@ -35,15 +79,15 @@ def read_regular(
 
     `follow` allows the last part of the path to be a link (assets in hub caches are). `refuse` says of the file that was
     opened, by its real path, why it must not be read. Raises OSError; ELOOP for a link that is not followed, EFBIG past
-    the limit, EINVAL (ENXIO for a socket) for what is no regular file, EPERM for what is refused.
+    the limit, EINVAL (ENXIO for a socket) for what is no regular file, Refused for what is refused.
     """
     fd, facts = open_regular(path, follow=follow)
     try:
         if refuse and (why := refuse(Path(os.readlink(f"/proc/self/fd/{fd}")), facts)):
-            raise OSError(errno.EPERM, why, str(path))
+            raise Refused(errno.EPERM, why, str(path))
         if facts.st_size > limit:
             raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
-        with os.fdopen(os.dup(fd), "rb") as file:
+        with named(path), os.fdopen(os.dup(fd), "rb") as file:
             payload = file.read(facts.st_size + 1)  # not limit + 1: a buffer as large as is asked for is made
             if len(payload) > facts.st_size:
                 payload += file.read(limit + 1 - len(payload))
@@ -86,6 +130,7 @@ def fsync_directory(path: Path) -> None:
         os.fsync(fd)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            error.filename = str(path)
             raise
     finally:
         os.close(fd)
@@ -97,9 +142,10 @@ def write_durably(path: Path, payload: bytes, *, exclusive: bool = True) -> None
         path, os.O_WRONLY | os.O_CREAT | (os.O_EXCL if exclusive else os.O_TRUNC) | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
     )
     try:
-        view = memoryview(payload)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)
+        with named(path):
+            view = memoryview(payload)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
     finally:
         os.close(fd)

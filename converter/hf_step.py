@@ -14,7 +14,7 @@ from typing import Any
 
 from converter import errors
 from converter.exports import INDEX, SAFETENSORS
-from converter.files import CONFIG_LIMIT, REFUSED, open_regular, parse_json, read_regular
+from converter.files import CONFIG_LIMIT, REFUSED, named, open_regular, parse_json, read_regular
 
 _HEADER_LIMIT = 32 << 20
 """Bytes of a safetensors header: six times that of a 235B in one file. Parsed, it takes up to twenty times as much."""
@@ -128,7 +128,7 @@ def header(path: Path) -> tuple[list[Entry], int]:
         if error.errno not in REFUSED:
             raise
         raise ValueError(f"no file that is read ({error.strerror})") from None
-    with os.fdopen(fd, "rb") as file:
+    with named(path), os.fdopen(fd, "rb") as file:
         head = file.read(8)
         if len(head) < 8:
             raise ValueError("no header yet")

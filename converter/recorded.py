@@ -3,7 +3,6 @@
 Standard library only. We may read more than the writer of a checkpoint; nothing of that is to come to light in an export.
 """
 
-import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter import errors
-from converter.files import REFUSED, read_regular
+from converter.errors import DENIED
+from converter.files import REFUSED, Refused, read_regular
 
 LIMIT = 200 << 20
 """Bytes of one asset."""
@@ -58,10 +58,21 @@ def read_asset(path: Path, recorded: Recorded | None) -> bytes | None:
             hint="is it a link that leads nowhere, or is the folder being changed? it is tried again",
         ) from None
     except OSError as error:
-        if error.errno not in REFUSED | {errno.EACCES, errno.EPERM}:
+        if error.errno in DENIED and not isinstance(error, Refused):
+            raise unreadable("an asset", path, "--hf-assets, --tokenizer") from None
+        if error.errno not in REFUSED and not isinstance(error, Refused):
             raise
         raise errors.AssetsInvalid(
-            f"an asset cannot be read ({error.strerror})",
+            f"an asset is not read ({error.strerror})",
             path=path,
-            hint="assets are regular files up to 200 MB that this user and the step's owner may read; or say --hf-assets, --tokenizer",
+            hint="assets are regular files up to 200 MB that the step's owner may read, too; or say --hf-assets, --tokenizer",
         ) from None
+
+
+def unreadable(what: str, path: Path, flag: str) -> errors.MachineFailure:
+    """This user may not read an asset: rights may come, so it is tried again."""
+    return errors.MachineFailure(
+        f"this user may not read {what} (EACCES)",
+        path=path,
+        hint=f"let this user read it (docs/operators.md, Rights), or copy it to where it may, and say {flag}",
+    )

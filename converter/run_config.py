@@ -8,13 +8,13 @@ so a missing or half-written one is worth waiting for (errors.Retry.CONFIG).
 
 import hashlib
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from converter import errors
-from converter.files import CONFIG_LIMIT, parse_json, read_regular
+from converter.files import CONFIG_LIMIT, REFUSED, parse_json, read_regular
 
 NAMES = ("config.json", "job_config.json")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -121,7 +121,8 @@ def find(
 ) -> RunConfig:
     """The run config of a step; `file` (a person's choice) is the only candidate if given.
 
-    Raises RunConfigMissing, or RunConfigUnreadable where the file that would win does not parse.
+    Raises RunConfigMissing, RunConfigUnreadable where the file that would win does not parse, or MachineFailure where it
+    cannot be read now.
     """
     looked = []
     found: list[RunConfig] = []
@@ -132,10 +133,14 @@ def find(
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
+            if found:  # only what it says beside the one that is used is not known
+                continue
+            if error.errno not in REFUSED:
+                raise errors.from_oserror(error, path) from None
             raise errors.RunConfigUnreadable(
-                f"run config cannot be read ({error.strerror})",
+                f"run config is not read ({error.strerror})",
                 path=path,
-                hint="links inside a run are not followed; see --run-config",
+                hint="links inside a run are not followed: name the file itself with --run-config",
             ) from None
         try:
             said, assumed = _parse_toml(payload) if path.suffix == ".toml" else (parse_json(payload), ())
@@ -157,15 +162,19 @@ def find(
         if len(found) == 2:
             break
     if not found:
-        places = ", ".join(dict.fromkeys(str(path) for path in looked))
         raise errors.RunConfigMissing(
-            f"no run config (looked at {places})",
+            missing(looked),
             path=step,
             hint="name it with --run-config, or its folder with --logs-root",
         )
     if len(found) == 2 and (differs := _differs(found[0], found[1])):
         return RunConfig(**{**vars(found[0]), "conflict": RunConfigConflict(found[1].path, found[1].sha256, differs)})
     return found[0]
+
+
+def missing(looked: Iterable[Path]) -> str:
+    """What is said where none of these places has a run config."""
+    return f"no run config (looked at {', '.join(dict.fromkeys(map(str, looked)))})"
 
 
 def _is_run_config(said: Any) -> bool:

@@ -18,8 +18,9 @@ from isal.isal_zlib import crc32
 
 from converter import errors
 from converter.chunks import Bytes
+from converter.errors import ABSENT
 from converter.exports import HFShard
-from converter.files import fsync_directory, read_into, walk
+from converter.files import REFUSED, fsync_directory, named, read_into, walk
 from converter.manifest import FileEntry
 from converter.traffic import Traffic
 
@@ -65,8 +66,9 @@ class Writer:
         """Writes a block at its place."""
         view = memoryview(block.data).cast("B")
         done = 0
-        while done < len(view):
-            done += os.pwrite(self._fds[name], view[done:], position + done)
+        with named(self._staging / name):
+            while done < len(view):
+                done += os.pwrite(self._fds[name], view[done:], position + done)
         self._traffic(self._fds[name], position, done)
         crc = crc32(view)
         with self._lock:
@@ -74,8 +76,9 @@ class Writer:
 
     def finish(self) -> None:
         """On disk when this returns."""
-        for fd in self._fds.values():
-            os.fsync(fd)
+        for name, fd in self._fds.items():
+            with named(self._staging / name):
+                os.fsync(fd)
         fsync_directory(self._staging)
 
 
@@ -95,7 +98,9 @@ class Comparer:
             try:
                 flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
                 self._fds[shard.name] = os.open(self._published / shard.name, flags)
-            except OSError:
+            except OSError as error:
+                if error.errno not in ABSENT | REFUSED:  # what is there cannot be said now
+                    raise
                 self.differs[shard.name, "(missing)"] = 0
                 continue
             self.put("(header)", shard.name, 0, np.frombuffer(shard.header, np.uint8))
@@ -115,7 +120,8 @@ class Comparer:
         if name not in self._fds:
             return
         there = np.empty(block.size, np.uint8)
-        there = there[: read_into(self._fds[name], there.data, position)]
+        with named(self._published / name):
+            there = there[: read_into(self._fds[name], there.data, position)]
         same = there.size == block.size and np.array_equal(there, block)
         with self._lock:
             self.bytes_compared += there.size
@@ -156,7 +162,8 @@ def read_back(
                 os.posix_fadvise(fd, asked, at + AHEAD - asked, os.POSIX_FADV_WILLNEED)
                 asked = at + AHEAD
             view = memoryview(next(buffers))[: at - first]
-            there = read_into(fd, view, first)
+            with named(path):
+                there = read_into(fd, view, first)
             for position, length, crc in writes:
                 ends = position - first + length
                 same = ends <= there and crc32(view[ends - length : ends]) == crc

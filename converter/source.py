@@ -11,7 +11,7 @@ from pathlib import Path
 
 from converter import assets, checkpoint, errors, hf_step, layout, manifest, names, placement, run_config, storage
 from converter.exports import INDEX, SAFETENSORS, target_dtype
-from converter.files import read_regular
+from converter.files import exists, read_regular
 from converter.hooks import Hooks
 from converter.limits import SIZE_LIMIT, Limits
 from converter.listing import METADATA, SETTLE_SECONDS, Listing, completeness, kind_of, list_step
@@ -210,7 +210,7 @@ def output_folder(
 
 
 def reason_to_skip(published: Path, source: Source, options: Options) -> str | None:
-    if options.if_exists != "skip" or not published.exists():
+    if options.if_exists != "skip" or not exists(published):
         return None
     if manifest.is_up_to_date(
         published, save_id=source.metadata.save_id, dtype=source.dtype, max_shard_size=options.max_shard_size
@@ -228,7 +228,7 @@ def _digest(step: Path, form: str) -> str:
 def check_unchanged(step: Path, source: Source) -> None:
     """Raises StepVanished unless what was read is the save that is still there."""
     same = (
-        step.exists()
+        exists(step)
         and list_step(step).fingerprint == source.listing.fingerprint
         and _digest(step, source.metadata.form) == source.digest
     )

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from converter import assets, errors, hf_step, layout, manifest
 from converter.checkpoint import to_json
+from converter.errors import ABSENT
 from converter.evidence import make_manifest
 from converter.export import Exporter
 from converter.exports import INDEX, Plan, lay_out, target_dtype
-from converter.files import open_regular, parse_json, read_regular
+from converter.files import REFUSED, exists, named, open_regular, parse_json, read_regular
 from converter.manifest import FileEntry, Manifest
 from converter.prover import Prover
 from converter.recorded import LIMIT
@@ -40,7 +41,7 @@ def locate(path: Path) -> tuple[Path, Path, int]:
     if number is None:
         raise ValueError(f"{path} is neither a step directory nor its -hf")
     beside, below = (layout.published_path(path.parent, number, subdirectory=below) for below in (False, True))
-    return path, beside if beside.exists() or not below.exists() else below, number
+    return path, beside if exists(beside) or not exists(below) else below, number
 
 
 def verify(step: Path, published: Path, number: int, options: Options, sample: tuple[int, int] = (1, 1)) -> Verdict:
@@ -60,7 +61,7 @@ def verify(step: Path, published: Path, number: int, options: Options, sample: t
         return verdict
     if made.step != number:
         verdict.differs(layout.MANIFEST, f"it is of step {made.step}")
-    if not step.exists():
+    if not exists(step):
         verdict.against = "the manifest (the checkpoint is gone)"
         _against_manifest(published, made, verdict, sample)
         return verdict
@@ -150,6 +151,8 @@ def _compare_small(published: Path, name: str, payload: bytes, verdict: Verdict)
     try:
         there = read_regular(published / name, limit=LIMIT)
     except OSError as error:
+        if error.errno not in ABSENT | REFUSED:
+            raise
         verdict.differs(name, f"cannot be read ({error.strerror})")
         return
     if there != payload:
@@ -161,10 +164,12 @@ def _compare_small(published: Path, name: str, payload: bytes, verdict: Verdict)
 
 def _entry(path: Path) -> FileEntry:
     try:
-        with os.fdopen(open_regular(path)[0], "rb") as file:
+        with named(path), os.fdopen(open_regular(path)[0], "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return FileEntry(file.tell(), digest)
-    except OSError:
+    except OSError as error:
+        if error.errno not in ABSENT | REFUSED:
+            raise
         return FileEntry(0, "")
 
 
@@ -213,7 +218,7 @@ def _against_manifest(published: Path, made: Manifest, verdict: Verdict, sample:
         verdict.bytes_compared += there.size
         if there != entry:
             verdict.differs(
-                name, "is missing" if not (published / name).exists() else "size or sha256 is not the manifest's"
+                name, "is missing" if not exists(published / name) else "size or sha256 is not the manifest's"
             )
     _check_extra(published, made.files.keys() | made.added.keys(), verdict)
     _check_self(published, made, weights, verdict)
@@ -226,6 +231,8 @@ def _check_self(published: Path, made: Manifest, weights: list[str], verdict: Ve
         config = parse_json(read_regular(published / "config.json", limit=LIMIT))
         dtype = config.get("dtype")
     except (OSError, ValueError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno not in ABSENT | REFUSED:
+            raise
         verdict.differs("config.json or a HF shard", f"cannot be read ({type(error).__name__})")
         return
     verdict.tensors = len(found)

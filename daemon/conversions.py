@@ -212,9 +212,11 @@ class Conversions:
                 case "succeeded" | "skipped":
                     self._endings.succeeded(started, outcome, latest)
                 case "interrupted":
-                    state = State.FAILED if row.attempts else State.PENDING
+                    is_out = row.state == State.QUARANTINED
+                    state = row.state if is_out else State.FAILED if row.attempts else State.PENDING
                     self._ledger.put(msgspec.structs.replace(row, state=state), of_attempt=True)
-                    self._tracker.keep(job.path, Tracked(job.root, latest, Verdict(state)))
+                    judged = Verdict(state, not_before=row.next_attempt or 0.0 if is_out else 0.0)
+                    self._tracker.keep(job.path, Tracked(job.root, latest, judged))
                 case _:
                     self._endings.failed(started, outcome, latest)
             if is_gone:

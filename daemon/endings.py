@@ -9,6 +9,7 @@ import msgspec
 from converter import layout
 from converter.errors import Retry
 from daemon import schedule, verdict, worker
+from daemon.hints import with_retry
 from daemon.hooks import NON_FINITE, Hooks
 from daemon.ledger import Ledger
 from daemon.messages import Step
@@ -116,10 +117,16 @@ class Endings:
         why = {"error": outcome.error, "message": outcome.message, "hint": outcome.hint}
         fields = why | ({"failed_path": outcome.path} if outcome.path else {})
         fields |= {"figures": outcome.event["figures"]} if "figures" in outcome.event else {}
+        if is_out := follows.state == State.QUARANTINED and outcome.error != NON_FINITE:
+            # What lies outside of the step holds for the run's other steps, too: they are named, and tried, together.
+            where = job.run if follows.next_attempt else job.path
+            outcome = msgspec.structs.replace(outcome, hint=with_retry(outcome.hint, where))
+            why["hint"] = fields["hint"] = outcome.hint
         log, attempt, reason = self._tracker.step_log(job.root, latest), row.attempts + 1, reason_of(outcome, job.path)
         if outcome.error == NON_FINITE:
             self._news.non_finite(log, row, outcome, now)
-        if follows.is_failure:
+        is_known = is_out and (row.state, row.error, row.reason) == (State.QUARANTINED, outcome.error, reason)
+        if follows.is_failure and not is_known:
             is_last = self._once or follows.state == State.QUARANTINED
             self._hooks.failed(
                 row, attempt=attempt, started=started.key.started, quarantined=follows.state == State.QUARANTINED,
@@ -140,7 +147,7 @@ class Endings:
         self.failures += outcome.retry not in schedule.NO_FAILURE
         judged = Verdict(follows.state, reason, outcome.error, outcome.hint, follows.next_attempt or 0.0)
         self._tracker.keep(job.path, Tracked(job.root, latest, judged))
-        self._news.failure(log, outcome, follows, attempt, fields)
+        self._news.failure(log, outcome, follows, attempt, fields, is_known=is_known)
         if follows.state == State.UNSUPPORTED:
             self._tracker.block(
                 job.root,

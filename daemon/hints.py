@@ -1,6 +1,7 @@
 """Owns how a converter's hint, which names flags, is said to an operator of the daemon, who writes keys. Pure."""
 
 import re
+import shlex
 
 KEYS = {
     "accept-copy": "dcp2hfd retry --accept-copy",
@@ -21,6 +22,11 @@ KEYS = {
     "untie": "untie",
 }
 """A flag of `dcp2hf convert` that hints name -> what an operator of dcp2hfd says instead."""
+
+
+def with_retry(hint: str, path: str) -> str:
+    """The hint of a quarantined step: `path`, of the step or of its run, is what is to be tried again when it was followed."""
+    return f"{hint}; then dcp2hfd retry {shlex.quote(path)}" if hint else f"dcp2hfd retry {shlex.quote(path)}"
 
 
 def in_keys(hint: str) -> str:

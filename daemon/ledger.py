@@ -5,7 +5,7 @@ The disk is the truth (a published directory carries its manifest); the ledger i
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,16 @@ class Ledger(Outbox, Digest, JobBook):
             "INSERT INTO runs (path, block) VALUES (?, ?) ON CONFLICT (path) DO UPDATE SET block = excluded.block",
             (run, said),
         )
+
+    def forgive(self, run: str, errors: Iterable[str]) -> int:
+        """What a run's steps failed with, of these errors, has passed: their failures are forgotten; returns how many."""
+        marks = ", ".join(f"'{error}'" for error in errors)
+        done = self._db.execute(
+            "UPDATE steps SET state = 'pending', reason = '', error = NULL, hint = '', attempts = 0, next_attempt = NULL "
+            f"WHERE current AND run = ? AND state IN ('failed', 'quarantined') AND error IN ({marks})",
+            (run,),
+        )
+        return int(done.rowcount)
 
     def say_once(self, run: str, event: str, what: str) -> bool:
         """Whether `event` is to be said of a run: the first time, and when `what` it says changed."""

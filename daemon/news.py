@@ -99,9 +99,14 @@ class News:
                 log.info("step_waiting", **fields)
         return True
 
-    def failure(self, log: Logger, outcome: Outcome, follows: Next, attempt: int, fields: dict[str, Any]) -> None:
-        """The one line of an attempt that failed."""
-        if follows.state == State.VANISHED:
+    def failure(
+        self, log: Logger, outcome: Outcome, follows: Next, attempt: int, fields: dict[str, Any], *, is_known: bool
+    ) -> None:
+        """The one line of an attempt that failed; `is_known`: a quarantined step was looked at again, and nothing is new."""
+        if is_known:
+            later = None if follows.next_attempt is None else units.utc(follows.next_attempt)
+            log.info("still_quarantined", attempt=attempt, retry_at=later, seconds=outcome.seconds, **fields)
+        elif follows.state == State.VANISHED:
             log.info("step_vanished", **fields)
         elif follows.state in (State.INCOMPLETE, State.SUSPECT, State.FOREIGN):
             log.warning("conversion_skipped", reason=str(follows.state), **fields)

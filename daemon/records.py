@@ -9,6 +9,14 @@ import msgspec
 from converter.errors import Retry
 from daemon.messages import Answer
 
+OF_ASSETS = frozenset({"AssetsInvalid", "ArchitectureMismatch", "VocabularyMismatch"})
+"""Refusals that a repetition repeats, unless somebody mends the assets folder meanwhile."""
+CONFIG_ERRORS = frozenset({"RunConfigMissing", "RunConfigUnreadable"})
+OF_THE_RUN = CONFIG_ERRORS | OF_ASSETS | {
+    "AssetsMissing", "MachineFailure", "PlanMismatch", "TiedWeightsDiffer", "UnknownTensor", "ForwardMismatch", "CastOverflow",
+}  # fmt: skip
+"""Failures that another run config, or a file system that answers again, may mend."""
+
 
 class State(StrEnum):
     """Where a step stands; the words of `status`."""

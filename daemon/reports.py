@@ -43,7 +43,9 @@ class StepReport(TypedDict):
     output: Annotated[str | None, Meta(description="Where it is published, or was going to be.")]
     error: Annotated[str | None, Meta(description="A class of docs/errors.md.")]
     hint: str | None
-    retry_at: Annotated[_Time | None, Meta(description="When a failed step is tried again.")]
+    retry_at: Annotated[
+        _Time | None, Meta(description="When a failed step is tried again, or a quarantined one is looked at again.")
+    ]
     last_attempt_at: _Time | None
     job: Annotated[JobReport | None, Meta(description="The last one of this save, where it had one.")]
     progress: Annotated[

@@ -106,12 +106,9 @@ class RunTrack:
     def _read_run_config(self, newest: int) -> bool:
         """Reads the run config; whether it says something new."""
         name = layout.run_name(Path(self._config.root), Path(self.path))
+        newest_step, logs_roots = Path(self.steps[newest].path), [Path(folder) for folder in self._config.logs_roots]
         try:
-            found = run_config.find(
-                Path(self.steps[newest].path),
-                names=self._config.run_config_names,
-                logs_roots=[Path(folder) for folder in self._config.logs_roots],
-            )
+            found = run_config.find(newest_step, names=self._config.run_config_names, logs_roots=logs_roots)
             conflict = found.conflict
             facts = Run(
                 run=self.path,
@@ -126,11 +123,18 @@ class RunTrack:
                 ),
             )
         except errors.ConversionError as error:
+            if isinstance(error, errors.MachineFailure) and self._facts is not None and self._facts.config is not None:
+                self._voice.say("run_config_unreadable", self.path, str(error))
+                return False  # what it said before holds until it can be read again
+            what = error.what
+            if isinstance(error, errors.RunConfigMissing):  # of the run, not of its newest step
+                places = run_config.candidates(newest_step, self._config.run_config_names, logs_roots)
+                what = run_config.missing(place for place in places if place.parent != newest_step)
             facts = Run(
                 run=self.path,
                 name=name,
                 error=type(error).__name__,
-                message=error.what,
+                message=what,
                 error_path=error.path,
                 hint=error.hint,
             )

@@ -4,11 +4,14 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from converter.errors import Retry
-from daemon.records import Outcome, State
+from daemon.records import OF_ASSETS, Outcome, State
 from daemon.settings import Settings
 
 NO_FAILURE = frozenset({Retry.VANISHED, Retry.INCOMPLETE, Retry.SUSPECT, Retry.UNSUPPORTED, Retry.FOREIGN})
 """Outcomes that `--once` lists and does not count."""
+
+_AGAIN_FIRST, _AGAIN_MOST = 1.0, 86400.0
+"""Seconds, at least and at most, between two looks at a step that is quarantined for what lies outside of it."""
 
 
 class Job(NamedTuple):
@@ -68,6 +71,12 @@ def backoff(attempts: int, settings: Settings, jitter: float) -> float:
     return min(settings.backoff_max, settings.backoff_initial * 2.0 ** max(0, attempts - 1)) * (1 - 0.2 * jitter)
 
 
+def recheck(failures: int, first: float, jitter: float) -> float:
+    """Seconds until a quarantined step is looked at again, for the `failures`-th time: from `first` on, doubling to a day."""
+    first = max(_AGAIN_FIRST, first)
+    return min(max(_AGAIN_MOST, first), first * 2.0 ** min(max(0, failures - 1), 30)) * (1 - 0.2 * jitter)
+
+
 def has_room(job: Job, *, free_bytes: int, reserved: int, settings: Settings) -> bool:
     """Whether the export fits beside what is being written, and leaves `min_free_space`."""
     return free_bytes - reserved - job.export_bytes >= settings.min_free_space
@@ -86,21 +95,24 @@ def after_failure(
     """What follows a failed attempt.
 
     `attempts` counts the failures before it, `grace_ends` is when `config_grace` ends (epoch seconds), `pauses` how
-    often in a row the file system was full.
+    often in a row the file system was full. What is quarantined for a reason that lies outside of the step (a machine,
+    assets, a run config) is looked at again now and then: the reason may be gone.
     """
-    again = now + backoff(attempts + 1, settings, jitter)
+    again, more = now + backoff(attempts + 1, settings, jitter), attempts + 1
     match outcome.retry:
         case Retry.NEVER:
-            return Next(State.QUARANTINED, attempts + 1)
+            later = now + recheck(more, settings.backoff_max, jitter) if outcome.error in OF_ASSETS else None
+            return Next(State.QUARANTINED, more, later)
         case Retry.BACKOFF:
-            if attempts + 1 >= settings.max_attempts:
-                return Next(State.QUARANTINED, attempts + 1)
-            return Next(State.FAILED, attempts + 1, again)
+            if more >= settings.max_attempts:
+                later = now + recheck(more - settings.max_attempts + 1, settings.backoff_max, jitter)
+                return Next(State.QUARANTINED, more, later)
+            return Next(State.FAILED, more, again)
         case Retry.SPACE:
             return Next(State.PENDING, attempts, now + backoff(pauses, settings, jitter), pauses_root=True)
         case Retry.CONFIG:
             if now >= grace_ends:
-                return Next(State.QUARANTINED, attempts + 1)
+                return Next(State.QUARANTINED, more, now + recheck(more, settings.backoff_initial, jitter))
             return Next(State.FAILED, attempts, min(again, max(grace_ends, now)))
         case Retry.VANISHED:
             return Next(State.VANISHED, attempts, again)

@@ -107,6 +107,8 @@ class Service:
         self._endpoints: Endpoints | None = None
         self._wake = asyncio.Event()
         self._stopping = False
+        self._is_reload_asked = False
+        self._reloading: asyncio.Task[None] | None = None
         self._started_at = 0.0
 
     async def run(self) -> int:
@@ -216,15 +218,23 @@ class Service:
     def _on_hangup(self) -> None:
         if self._reload is None or self._once:
             return
-        self._notifier.reloading()
-        try:
-            new = self._reload()
-        except SettingsError as error:
-            self._log.error("config_invalid", message=str(error), hint="the settings from before stay in use")
-            self._notifier.ready(self._status())
-            self._pulse.is_config_good = False
-            return
-        asyncio.get_running_loop().create_task(self._apply(new))
+        self._is_reload_asked = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_task(self._follow_reloads(self._reload))
+
+    async def _follow_reloads(self, load: Callable[[], Settings]) -> None:
+        """Reloads, one after the other: what is read after the last signal is what stays."""
+        while self._is_reload_asked and not self._stopping:
+            self._is_reload_asked = False
+            self._notifier.reloading()
+            try:
+                new = load()
+            except SettingsError as error:
+                self._log.error("config_invalid", message=str(error), hint="the settings from before stay in use")
+                self._notifier.ready(self._status())
+                self._pulse.is_config_good = False
+                continue
+            await self._apply(new)
 
     async def _apply(self, new: Settings) -> None:
         if new.state_dir != self._settings.state_dir:
@@ -251,6 +261,8 @@ class Service:
         self._notifier.stopping()
         self._pulse.is_stopping = True
         await asyncio.gather(self._conversions.stop(), self._deliveries.stop())
+        if self._reloading is not None:  # else it might start a scanner that nobody ends
+            await asyncio.wait([self._reloading])
         await self._watchers.stop()
         if self._endpoints is not None:
             await self._endpoints.close()

@@ -60,7 +60,9 @@ def step(row: Row, attempt: dict[str, Any], job: Job | None, *, is_running: bool
         "output": row.output,
         "error": row.error,
         "hint": row.hint or None,
-        "retry_at": units.utc(row.next_attempt) if row.next_attempt is not None and row.state == State.FAILED else None,
+        "retry_at": units.utc(row.next_attempt)
+        if row.next_attempt is not None and row.state in (State.FAILED, State.QUARANTINED)
+        else None,
         "last_attempt_at": units.utc(attempt["started"]) if attempt else None,
         "job": _job(job) if job is not None else None,
         "progress": None,

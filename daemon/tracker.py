@@ -15,7 +15,7 @@ from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import Gone, Run, RunGone, Step
 from daemon.news import News
-from daemon.records import Row, State
+from daemon.records import CONFIG_ERRORS, OF_THE_RUN, Row, State
 from daemon.settings import Settings
 from daemon.verdict import Block, Verdict
 from daemon.watcher import RootWatcher
@@ -64,8 +64,15 @@ class Tracker:
     # What scanners report
     def on_run(self, root: str, run: Run) -> None:
         """A run appeared, or its run config changed."""
-        self.runs[run.run] = run
+        before, self.runs[run.run] = self.runs.get(run.run), run
         self._news.conflict(root, run)
+        if run.config is not None:
+            is_back = before is not None and before.config is None
+            is_new = self._ledger.say_once(run.run, "run_config", run.config.sha256)
+            passed = OF_THE_RUN if is_back or is_new else CONFIG_ERRORS
+            if count := self._ledger.forgive(run.run, sorted(passed)):
+                why = "its run config is there, or another one"
+                self._log.info("quarantine_lifted", root=root, run=run.name, path=run.run, steps=count, message=why)
         self.judge_run(run.run)
 
     def on_run_gone(self, message: RunGone) -> None:
@@ -164,7 +171,7 @@ class Tracker:
         """Judges again what time alone changes: the end of `config_grace`."""
         for tracked in list(self.waiting.values()):
             judged = tracked.verdict
-            if judged.state == State.PENDING and judged.error in verdict.CONFIG_ERRORS and judged.not_before <= now:
+            if judged.state == State.PENDING and judged.error in CONFIG_ERRORS and judged.not_before <= now:
                 self.on_step(tracked.root, tracked.facts)
 
     def judge_run(self, run: str) -> None:

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converter import layout
-from daemon.hints import in_keys
+from daemon.hints import in_keys, with_retry
 from daemon.messages import Run, Step
-from daemon.records import Row, State
+from daemon.records import CONFIG_ERRORS, Row, State
 from daemon.settings import Settings
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-CONFIG_ERRORS = frozenset({"RunConfigMissing", "RunConfigUnreadable"})
 
 
 class Verdict(NamedTuple):
@@ -25,7 +24,8 @@ class Verdict(NamedTuple):
     @property
     def is_wanted(self) -> bool:
         """Whether a conversion should be started, at `not_before`."""
-        return self.state in (State.PENDING, State.FAILED)
+        is_looked_at_again = self.state == State.QUARANTINED and self.not_before > 0
+        return self.state in (State.PENDING, State.FAILED) or is_looked_at_again
 
 
 class Block(NamedTuple):
@@ -74,7 +74,7 @@ def judge(
         case "unsupported" | "no_model":
             return Verdict(State.UNSUPPORTED, answer.reason, answer.error, answer.hint)
         case "damaged":
-            return Verdict(State.QUARANTINED, answer.reason, answer.error, answer.hint)
+            return Verdict(State.QUARANTINED, answer.reason, answer.error, with_retry(answer.hint, step.path))
     if block is not None and _holds(block, settings):
         return Verdict(State.UNSUPPORTED, block.reason, block.error, block.hint)
     if foreign := _foreign(step, run, settings):
@@ -88,10 +88,8 @@ def judge(
                 "the published directory was removed",
                 hint=f"to have it again: dcp2hfd retry {step.path}",
             )
-        if row.state == State.QUARANTINED and not (
-            row.error in CONFIG_ERRORS and run is not None and run.config is not None
-        ):
-            return Verdict(State.QUARANTINED, row.reason, row.error, row.hint)
+        if row.state == State.QUARANTINED and not _has_its_config_now(row, run):
+            return Verdict(State.QUARANTINED, row.reason, row.error, row.hint, row.next_attempt or 0.0)
     if (run is None or run.config is None) and not fresh:
         return _without_config(run, row, settings, now)
     if row is not None and row.state == State.FAILED and not fresh:
@@ -165,6 +163,11 @@ def _foreign(step: Step, run: Run | None, settings: Settings) -> Verdict | None:
     what = f"it holds {', '.join(found.foreign)}" if found.foreign else "it has no manifest of ours"
     reason = f"{layout.published_name(step.step)} is somebody else's: {what}"
     return Verdict(State.FOREIGN, reason, "OutputForeign", "move it away, or set overwrite_foreign")
+
+
+def _has_its_config_now(row: Row, run: Run | None) -> bool:
+    """Whether a step that was quarantined without an attempt, for want of a run config, has one."""
+    return row.error in CONFIG_ERRORS and row.next_attempt is None and run is not None and run.config is not None
 
 
 def _without_config(run: Run | None, row: Row | None, settings: Settings, now: float) -> Verdict:

@@ -123,7 +123,8 @@ def test_each_failure_is_told_with_its_error_and_whether_it_was_the_last(
     assert (first["attempt"], first["quarantined"], first["reason"]) == (1, False, "failed")
     assert first["retry_at"]
     assert (last["attempt"], last["quarantined"], last["reason"], last["retry_at"]) == (2, True, "quarantined", None)
-    assert (last["error"], last["message"], last["hint"]) == ("MachineFailure", "as told", "none")
+    assert (last["error"], last["message"]) == ("MachineFailure", "as told")
+    assert last["hint"] == f"none; then dcp2hfd retry {tmp_path / 'root' / 'a'}"
     assert first["key"] != last["key"]
     environ = hook.environment(last["pid"])
     assert (environ["HOOK_QUARANTINED"], environ["HOOK_ERROR"], environ["HOOK_RETRY_AT"]) == (

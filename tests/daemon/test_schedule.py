@@ -73,7 +73,18 @@ def test_a_refusal_that_would_repeat_is_quarantined_at_once() -> None:
 def test_a_machines_failure_is_tried_max_attempts_times() -> None:
     assert follows(Retry.BACKOFF, 0) == Next(State.FAILED, 1, 1030.0)
     assert follows(Retry.BACKOFF, 3) == Next(State.FAILED, 4, 1240.0)
-    assert follows(Retry.BACKOFF, 4) == Next(State.QUARANTINED, 5)
+    assert follows(Retry.BACKOFF, 4) == Next(State.QUARANTINED, 5, 4600.0)
+
+
+def test_what_is_quarantined_for_a_reason_outside_of_the_step_is_looked_at_again_ever_more_rarely() -> None:
+    waits = [(follows(Retry.BACKOFF, failures).next_attempt or 0) - 1000.0 for failures in (4, 5, 6, 9, 400)]
+    assert waits == [3600.0, 7200.0, 14400.0, 86400.0, 86400.0]
+    assert follows(Retry.CONFIG, 0, grace_ends=999.0).next_attempt == 1030.0
+    refused = schedule.after_failure(
+        Outcome(result="failed", error="AssetsInvalid", retry=Retry.NEVER), 0, settings=S, now=0, grace_ends=0, jitter=0
+    )
+    assert refused == Next(State.QUARANTINED, 1, 3600.0)
+    assert schedule.recheck(1, 0.0, 0.0) == 1.0, "not in a tight circle, whatever backoff_max is"
 
 
 def test_a_full_disk_pauses_the_queue_and_burns_no_attempt() -> None:

@@ -550,6 +550,29 @@ def test_systemd_hears_of_readiness_life_reload_and_stop(make_run: MakeRun, tmp_
         said.append(manager.recv(1000).decode())
 
 
+def test_of_two_reloads_within_50_ms_the_last_one_wins_and_no_scanner_of_a_removed_root_runs_on(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    roots = [make_run(name, 10) for name in ("a", "b", "c")]
+    config = tmp_path / "dcp2hf.toml"
+    config.write_text(f'roots = ["{roots[0]}"]')
+    daemon = start(f"--config={config}")
+    daemon.wait_for("conversion_succeeded")
+    for root in roots[1:]:
+        config.write_text(f'roots = ["{root}"]')
+        daemon.process.send_signal(signal.SIGHUP)
+        time.sleep(0.03)
+    daemon.wait_for("root_watched", root=str(roots[2]))
+    daemon.wait_for("conversion_succeeded", path=str(roots[2] / "step-10"))
+    time.sleep(1.0)  # what a reload before the last one may still start
+
+    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()
+    scanners = [pid for pid in children if b"daemon.scanner" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(scanners) == 1
+    assert daemon.events("config_reloaded")[-1]["roots"] == [str(roots[2])]
+    assert daemon.stop() == 0
+
+
 def test_a_broken_config_at_reload_changes_nothing(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
     make_run("a", 10)
     config = tmp_path / "dcp2hf.toml"

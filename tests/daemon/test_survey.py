@@ -219,6 +219,16 @@ def test_a_step_saved_again_is_reported_with_its_new_save(make_run: MakeRun, tmp
     assert [m.answer.save_id for m in look.scan() if isinstance(m, Step)] == [other]
 
 
+def test_a_missing_run_config_is_said_of_the_run_and_names_no_other_steps_folder(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run("a", 10, 20, config=False)
+    (said,) = [m for m in Look(tmp_path / "root").scan() if isinstance(m, Run)]
+
+    assert f"{run}/config.json" in said.message
+    assert f"{run}/step-" not in said.message
+
+
 def test_a_run_without_config_is_looked_at_until_there_is_one(make_run: MakeRun, tmp_path: Path, saved: Path) -> None:
     run = make_run("a", 10, config=False)
     look = Look(tmp_path / "root")
