@@ -120,15 +120,17 @@ def _run(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from daemon import status
 
-    settings = config.load(config=options.config)
+    settings, problem = config.load_for_status(config=options.config)
     folder, address = config.state_dir(settings), settings.metrics_address
     allow_any_character(sys.stdout)
+    if problem:
+        print(f"dcp2hfd: the configuration cannot be used: {problem}", file=sys.stderr)
     if options.watch:
         if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
             print("dcp2hfd: --watch needs a terminal that can be redrawn; for scripts there is --json", file=sys.stderr)
             return USAGE
         return _watch(folder, address)
-    found = status.look(folder, address)
+    found = status.look(folder, address) | {"config_error": problem}
     if options.json:
         print(status.as_json(found))
     elif sys.stdout.isatty():
@@ -151,6 +153,8 @@ def _watch(folder: Path, address: str) -> int:
 
 
 def _retry(options: argparse.Namespace) -> int:
+    from daemon.check import PATIENCE, problem_of
+
     folder = config.state_dir(config.load(config=options.config))
     path = os.path.abspath(options.path)
     if Ledger.read(folder) is None:
@@ -167,6 +171,12 @@ def _retry(options: argparse.Namespace) -> int:
         ledger.close()
     if not count:
         print(f"dcp2hfd: no step at or below {path} is known in {folder}; see dcp2hfd status", file=sys.stderr)
+        return 1
+    if problem := problem_of(path, patience=PATIENCE, listing=os.stat):
+        print(
+            f"dcp2hfd: {path}: {problem.partition(';')[0]}; its failures are forgotten for when it is back",
+            file=sys.stderr,
+        )
         return 1
     when = "now" if running else "when a daemon runs"
     print(f"{count} step{'s' if count > 1 else ''} at {path}: failures forgotten, taken up again {when}")

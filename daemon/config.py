@@ -4,6 +4,7 @@ Precedence: command line, environment, the table of a root, the file, the defaul
 that names it.
 """
 
+import contextlib
 import difflib
 import os
 import tomllib
@@ -64,6 +65,31 @@ def load(
     )
     _check_runners(settings)
     return settings
+
+
+def load_for_status(
+    *, config: str | None = None, environ: Mapping[str, str] = os.environ
+) -> tuple[Settings, str | None]:
+    """The settings, and why they cannot be used (None: they can).
+
+    Then only `state_dir` and `metrics_address` are taken from what can still be read: `status` is needed just when a
+    configuration has a mistake.
+    """
+    try:
+        return load(config=config, environ=environ), None
+    except SettingsError as error:
+        named = config or environ.get(CONFIG_VARIABLE)
+        path = os.path.abspath(named) if named else DEFAULT_CONFIG
+        said: dict[str, Any] = {}
+        with contextlib.suppress(SettingsError):
+            said = _read(path)
+        settings = Settings()
+        for key in ("state_dir", "metrics_address"):
+            value = environ.get(variable(key), said.get(key, getattr(settings, key)))
+            with contextlib.suppress(SettingsError):
+                usable = _convert({key: _value(key, value, path, os.path.dirname(path))}, path)
+                settings = msgspec.structs.replace(settings, **{key: getattr(usable, key)})
+        return settings, str(error)
 
 
 def _read(path: str) -> dict[str, Any]:

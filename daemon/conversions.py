@@ -173,7 +173,6 @@ class Conversions:
         if not self._ledger.put(running, of_attempt=not self._once):  # another daemon with this ledger knows more
             self._look(job)
             return False
-        self._news.retention(job.root, facts, run, settings)
         log = self._tracker.step_log(job.root, facts)
         log.info("conversion_started", attempt=number, output=output, save_id=row.save_id)
         progress = Progress(now, self._clock)

@@ -66,6 +66,13 @@ MIGRATIONS = (
     CREATE INDEX jobs_save ON jobs (path, save_id);
     CREATE INDEX jobs_open ON jobs (asked) WHERE ended IS NULL;
     """,
+    """
+    CREATE TABLE roots (
+        root TEXT PRIMARY KEY, state TEXT NOT NULL, since REAL NOT NULL, message TEXT NOT NULL, owner TEXT NOT NULL
+    );
+    ALTER TABLE daemons ADD COLUMN config_error TEXT NOT NULL DEFAULT '';
+    ALTER TABLE runs ADD COLUMN keep_latest_k INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """What brings the schema from one version to the next; released ones are never changed."""
 

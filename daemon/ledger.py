@@ -19,12 +19,13 @@ from daemon.messages import Answer
 from daemon.outbox import Outbox
 from daemon.process import is_alive, owner_of
 from daemon.records import COLUMNS, AttemptKey, Ended, Outcome, Row, State, row_of
+from daemon.root_states import RootStates
 from daemon.verdict import Block
 
 _FORGIVEN = (State.FAILED, State.QUARANTINED, State.REMOVED, State.UNSUPPORTED, State.FOREIGN, State.VANISHED)
 
 
-class Ledger(Outbox, Digest, JobBook):
+class Ledger(Outbox, Digest, JobBook, RootStates):
     """One open ledger."""
 
     def __init__(self, connection: Connection) -> None:
@@ -211,6 +212,21 @@ class Ledger(Outbox, Digest, JobBook):
             self._db.execute("UPDATE runs SET said = ? WHERE path = ?", (msgspec.json.encode(said).decode(), run))
         return True
 
+    def note_retention(self, run: str, keep_latest_k: int) -> None:
+        """Remembers the `keep_latest_k` against which a run's exports count; 0: they do not count."""
+        known = self._db.execute("SELECT keep_latest_k FROM runs WHERE path = ?", (run,)).fetchone()
+        if (known[0] if known else 0) != keep_latest_k:
+            self._db.execute(
+                "INSERT INTO runs (path, keep_latest_k) VALUES (?, ?) "
+                "ON CONFLICT (path) DO UPDATE SET keep_latest_k = excluded.keep_latest_k",
+                (run, keep_latest_k),
+            )
+
+    def retention(self) -> dict[str, int]:
+        """By path of the run, the `keep_latest_k` against which its exports count, where they do."""
+        found = self._db.execute("SELECT path, keep_latest_k FROM runs WHERE keep_latest_k > 0")
+        return {str(run): int(keep) for run, keep in found}
+
     # Requests of `retry`
     def request(self, path: str, *, accept_copy: bool) -> int:
         """Forgets the failures of a step, or of a run's steps, and tells a running daemon; returns how many steps."""
@@ -280,11 +296,17 @@ class Ledger(Outbox, Digest, JobBook):
         """This process ends."""
         self._db.execute("DELETE FROM daemons WHERE owner = ?", (self.owner,))
 
+    def note_config(self, error: str) -> None:
+        """Remembers why this daemon refused the last configuration; empty: it uses it."""
+        self._db.execute("UPDATE daemons SET config_error = ? WHERE owner = ?", (error, self.owner))
+
     def daemons(self) -> list[dict[str, Any]]:
         """Processes that have the ledger in use now."""
         return [
-            {"pid": int(owner.partition(" ")[0]), "since": since, "what": what}
-            for owner, since, what in self._db.execute("SELECT owner, since, what FROM daemons ORDER BY since")
+            {"pid": int(owner.partition(" ")[0]), "since": since, "what": what, "config_error": config_error or None}
+            for owner, since, what, config_error in self._db.execute(
+                "SELECT owner, since, what, config_error FROM daemons ORDER BY since"
+            )
             if is_alive(owner)
         ]
 

@@ -46,22 +46,25 @@ class News:
             )
 
     def retention(self, root: str, facts: Step, run: Run | None, settings: Settings) -> None:
-        """Where our siblings count against `keep_latest_k` (TorchTitan up to 0.3.0), the run's owner is told, once."""
-        keep = run.config.keep_latest_k if run is not None and run.config is not None else None
-        if run is None or not keep or verdict.place(facts, run, settings) != "alongside":
+        """Where exports count against `keep_latest_k` (TorchTitan up to 0.3.0), says so once for each run."""
+        if run is None or run.config is None:
             return
-        left = verdict.remaining(keep)
-        if self._ledger.say_once(run.run, "retention_hazard", str(keep)):
+        keep = run.config.keep_latest_k or 0
+        if verdict.place(facts, run, settings) != "alongside":
+            keep = 0
+        self._ledger.note_retention(run.run, keep)
+        if keep and self._ledger.say_once(run.run, "retention_hazard", f"{keep}: exports"):
             self._log.warning(
                 "retention_hazard",
                 root=root,
                 run=run.name,
                 path=run.run,
                 keep_latest_k=keep,
-                remaining=left,
-                message=f"TorchTitan up to 0.3.0 counts step-N-hf as checkpoints: with keep_latest_k = {keep}, complete "
-                f"checkpoints that remain while the next one is being saved are {left} instead of {keep - 1}",
-                hint=f'set output = "subdirectory" here, or keep_latest_k = {2 * keep - 1} in the run',
+                remaining=verdict.remaining(keep),
+                exports_left=verdict.exports_left(keep),
+                deletes_from_save=verdict.first_loss(keep),
+                message=verdict.hazard(keep),
+                hint=verdict.cure(keep),
             )
 
     def unsupported(self, log: Logger, run: str, fields: dict[str, Any]) -> None:

@@ -151,7 +151,7 @@ def _merge(memory: database.Connection, path: Path) -> None:
                 f"INSERT INTO disk.attempts (step_id, {attempts}) SELECT d.id, {taken} FROM main.attempts a "
                 "JOIN main.steps m ON m.id = a.step_id JOIN disk.steps d ON d.path = m.path AND d.save_id = m.save_id"
             )
-            for table in ("runs", "daemons", "outbox", "non_finite", "statistics", "jobs"):
+            for table in ("runs", "roots", "daemons", "outbox", "non_finite", "statistics", "jobs"):
                 memory.execute(f"INSERT OR REPLACE INTO disk.{table} SELECT * FROM main.{table}")
     finally:
         memory.execute("DETACH DATABASE disk")

@@ -53,13 +53,40 @@ class StepReport(TypedDict):
     ]
 
 
+class RetentionReport(TypedDict):
+    """What exports beside the steps of a run do to its `keep_latest_k` (docs/retention.md)."""
+
+    keep_latest_k: int
+    complete: Annotated[int, Meta(description="Complete checkpoints left during a save.")]
+    exports: Annotated[int, Meta(description="Exports left.")]
+    deletes_from_save: Annotated[int, Meta(description="The first save at which an export is deleted.")]
+    message: str
+    hint: str
+
+
 class RunReport(TypedDict):
     """A run, its steps in order."""
 
     root: str
     run: Annotated[str, Meta(description="Its name, as in the log.")]
     path: Annotated[str, Meta(description="Its checkpoint folder.")]
+    retention: Annotated[
+        RetentionReport | None,
+        Meta(description="Where TorchTitan up to 0.3.0 deletes exports and checkpoints; else null."),
+    ]
     steps: list[StepReport]
+
+
+class RootReport(TypedDict):
+    """A root as its daemon saw it last."""
+
+    root: str
+    state: Annotated[
+        str,
+        Meta(description="starting, watched, empty, away, left (the configuration no longer names it), or unwatched."),
+    ]
+    since: _Time
+    message: Annotated[str, Meta(description="Why it is away; else empty.")]
 
 
 class DaemonReport(TypedDict):
@@ -68,11 +95,16 @@ class DaemonReport(TypedDict):
     pid: int
     since: _Time
     what: Annotated[str, Meta(description="watch or once.")]
+    config_error: Annotated[
+        str | None, Meta(description="Why it refused the last configuration; it goes on with the one before.")
+    ]
 
 
 class Report(TypedDict):
     """Where every known step stands."""
 
     state_dir: str
+    config_error: Annotated[str | None, Meta(description="Why the configuration cannot be used now; null if it can.")]
+    roots: list[RootReport]
     daemons: list[DaemonReport]
     runs: list[RunReport]

@@ -76,8 +76,9 @@ def _last_moved(run: dict[str, Any]) -> str:
 
 def _head(found: dict[str, Any]) -> Text:
     mark = ("● ", "green") if found["daemons"] else ("○ ", "red")
+    notices = [(f"\n{printable(notice)}", "" if "root:" in notice else "red") for notice in status.notices(found)]
     return Text.assemble(
-        mark, f"daemon: {status.who_runs(found)}", (f"; ledger in {printable(found['state_dir'])}", "dim")
+        mark, f"daemon: {status.who_runs(found)}", (f"; ledger in {printable(found['state_dir'])}", "dim"), *notices
     )
 
 
@@ -86,6 +87,8 @@ def _run(run: dict[str, Any], newest: int | None, width: int, now: float) -> Gro
     name = Text.assemble((printable(run["run"]), "bold"), (f"  {printable(run['path'])}", "dim"))
     steps = run["steps"] if newest is None else _chosen(run["steps"], newest)
     parts: list[RenderableType] = ["", name, _sum(run)]
+    if hazard := status.risk(run):
+        parts.append(Text(printable(f"warning: {hazard}"), "yellow"))
     if steps:
         parts += [_table(run, steps, width, now), *_reasons(steps)]
     if steps and (left := len(run["steps"]) - len(steps)):

@@ -21,7 +21,20 @@ from daemon.health import Pulse
 from daemon.hooks import Hooks
 from daemon.ledger import Ledger
 from daemon.logs import Logger
-from daemon.messages import Alive, FromScanner, Gone, Run, RunGone, Said, Scanning, Started, Step, Swept, Unreachable
+from daemon.messages import (
+    Alive,
+    FromScanner,
+    Gone,
+    Run,
+    RunGone,
+    Said,
+    Scanned,
+    Scanning,
+    Started,
+    Step,
+    Swept,
+    Unreachable,
+)
 from daemon.news import News
 from daemon.presence import Presence
 from daemon.records import State
@@ -109,6 +122,7 @@ class Service:
         self._stopping = False
         self._is_reload_asked = False
         self._reloading: asyncio.Task[None] | None = None
+        self._root_states: dict[str, tuple[str, str]] = {}
         self._started_at = 0.0
 
     async def run(self) -> int:
@@ -127,6 +141,7 @@ class Service:
         try:
             await self._serve()
             await self._watchers.use(self._settings)
+            self._take_stock_of_roots()
             while not self._stopping and not (finished := self._is_finished()):
                 self._wake.clear()
                 self._tick()
@@ -165,6 +180,12 @@ class Service:
         is_late = time.monotonic() - self._started_at > READY_AFTER
         self._notifier.turn(ready=is_late or len(self._watchers.began) >= len(self._watchers), status=self._status())
 
+    def _note_root(self, root: str, state: str, message: str = "") -> None:
+        """Remembers how a root stands, for `status`: where that changed, since a scan ends every few seconds."""
+        if self._root_states.get(root) != (state, message):
+            self._root_states[root] = (state, message)
+            self._ledger.note_root(root, state, self._clock(), message)
+
     def _on_message(self, root: str, message: FromScanner) -> None:
         if self._presence.on_message(root, message):
             self._samples.keep(root, self._presence.runs(root))
@@ -180,8 +201,13 @@ class Service:
             case Said(event=event, path=path, message=text):
                 self._log.warning(event, root=root, path=path, message=text)
                 return
-            case Scanning() | Unreachable():
+            case Scanning():
                 self._watchers.began.add(root)
+            case Unreachable(message=why):
+                self._watchers.began.add(root)
+                self._note_root(root, "away", why)
+            case Scanned(runs=runs):
+                self._note_root(root, "watched" if runs else "empty")
             case RunGone():
                 self._tracker.on_run_gone(message)
             case Alive() | Swept():
@@ -212,7 +238,16 @@ class Service:
 
     def _on_root_left(self, root: str) -> None:
         self._tracker.forget_root(root)
+        self._root_states.pop(root, None)
         self._presence.forget_root(root)
+
+    def _take_stock_of_roots(self) -> None:
+        """Notes roots that are new to this daemon, and those that the configuration no longer names."""
+        for root in self._watchers:
+            if root not in self._root_states:
+                self._note_root(root, "starting")
+        if not self._once:
+            self._ledger.leave_roots(list(self._watchers), self._clock())
 
     # Signals
     def _on_hangup(self) -> None:
@@ -231,8 +266,9 @@ class Service:
                 new = load()
             except SettingsError as error:
                 self._log.error("config_invalid", message=str(error), hint="the settings from before stay in use")
-                self._notifier.ready(self._status())
                 self._pulse.is_config_good = False
+                self._ledger.note_config(str(error))
+                self._notifier.ready(self._status())
                 continue
             await self._apply(new)
 
@@ -242,6 +278,8 @@ class Service:
         self._settings, self._pulse.is_config_good = new, True
         await self._serve()
         await self._watchers.use(new)
+        self._take_stock_of_roots()
+        self._ledger.note_config("")
         self._log.info("config_reloaded", roots=list(new.roots))
         self._notifier.ready(self._status())
         self._wake.set()
@@ -276,4 +314,5 @@ class Service:
             f"{len(self._watchers)} roots{f' ({away} unreachable)' if away else ''}, {len(self._conversions)} converting, "
             f"{states.count(State.PENDING) + states.count(State.FAILED)} waiting, {states.count(State.QUARANTINED)} quarantined"
             f"{', state_dir fails' if self._ledger.is_away else ''}"
+            f"{'' if self._pulse.is_config_good else ', the last configuration was refused'}"
         )

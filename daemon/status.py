@@ -10,11 +10,11 @@ import msgspec
 
 from converter.columns import columns
 from converter.errors import printable
-from daemon import database, live, units
+from daemon import database, live, units, verdict
 from daemon.jobbook import Job
 from daemon.ledger import Ledger
 from daemon.records import Row, State
-from daemon.reports import JobReport, Report, RunReport, StepReport
+from daemon.reports import DaemonReport, JobReport, Report, RetentionReport, RootReport, RunReport, StepReport
 
 HEAD = ("step", "state", "attempts", "took", "size", "what")
 
@@ -25,18 +25,52 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
     A step that a dead daemon left `running` is pending.
     """
     runs: dict[str, RunReport] = {}
+    keeps = ledger.retention() if ledger is not None else {}
     daemons = ledger.daemons() if ledger is not None else []
     attempts = ledger.last_attempts() if ledger is not None else {}
     jobs = ledger.last_jobs() if ledger is not None else {}
     for row in ledger.rows() if ledger is not None else ():
-        run = runs.setdefault(row.run, {"root": row.root, "run": row.run_name, "path": row.run, "steps": []})
+        run = runs.setdefault(
+            row.run,
+            {
+                "root": row.root,
+                "run": row.run_name,
+                "path": row.run,
+                "retention": retention(keeps.get(row.run, 0)),
+                "steps": [],
+            },
+        )
         run["steps"].append(step(row, attempts.get(row.path, {}), jobs.get(row.path), is_running=bool(daemons)))
     made: Report = {
         "state_dir": str(folder),
-        "daemons": [{"pid": d["pid"], "since": units.utc(d["since"]), "what": d["what"]} for d in daemons],
+        "config_error": None,
+        "roots": roots(ledger) if ledger is not None else [],
+        "daemons": [cast(DaemonReport, d | {"since": units.utc(d["since"])}) for d in daemons],
         "runs": sorted(runs.values(), key=lambda run: run["path"]),
     }
     return cast(dict[str, Any], made)
+
+
+def roots(ledger: Ledger) -> list[RootReport]:
+    """Every root that is known, and whether it is watched."""
+    return [
+        {"root": known.root, "state": known.state, "since": units.utc(known.since), "message": known.message}
+        for known in ledger.root_states()
+    ]
+
+
+def retention(keep_latest_k: int) -> RetentionReport | None:
+    """What a run's `keep_latest_k` keeps beside its exports; None where they do not count against it (0)."""
+    if not keep_latest_k:
+        return None
+    return {
+        "keep_latest_k": keep_latest_k,
+        "complete": verdict.remaining(keep_latest_k),
+        "exports": verdict.exports_left(keep_latest_k),
+        "deletes_from_save": verdict.first_loss(keep_latest_k),
+        "message": verdict.hazard(keep_latest_k),
+        "hint": verdict.cure(keep_latest_k),
+    }
 
 
 def step(row: Row, attempt: dict[str, Any], job: Job | None, *, is_running: bool) -> StepReport:
@@ -122,13 +156,42 @@ def looking(folder: Path, address: str = "") -> Callable[[], dict[str, Any]]:
 
 def plain(found: dict[str, Any], now: float) -> str:
     """The status as text that scripts may cut up: every step on a line of its own. `now` is seconds since the epoch."""
-    lines = [f"daemon: {who_runs(found)}; ledger in {printable(found['state_dir'])}"]
+    lines = [f"daemon: {who_runs(found)}; ledger in {printable(found['state_dir'])}", *map(printable, notices(found))]
     if not found["runs"]:
         lines.append(nothing(found))
     for run in found["runs"]:
         rows = [_cells(step, now) for step in run["steps"]]
-        lines += ["", f"{printable(run['run'])} ({printable(run['path'])})", *columns(HEAD, rows)]
+        lines += ["", f"{printable(run['run'])} ({printable(run['path'])})"]
+        lines += [printable(f"warning: {hazard}")] if (hazard := risk(run)) else []
+        lines += columns(HEAD, rows)
     return "\n".join(lines)
+
+
+def notices(found: dict[str, Any]) -> list[str]:
+    """What is so of the whole: each root, and a configuration that is refused."""
+    said = [f"root: {root['root']}: {_state(root)}" for root in found["roots"]]
+    for daemon in found["daemons"]:
+        if daemon["config_error"]:
+            said.append(
+                f"pid {daemon['pid']} refused a reload, and uses the configuration before it: {daemon['config_error']}"
+            )
+    return said
+
+
+def _state(root: dict[str, Any]) -> str:
+    words = {
+        "left": "no longer in the configuration",
+        "unwatched": "no daemon watches it now",
+        "starting": "not scanned yet",
+    }
+    words |= {"empty": "watched; no run in it"}
+    said = f"{words.get(root['state'], root['state'])} since {root['since']}"
+    return f"{said}: {root['message']}" if root["message"] else said
+
+
+def risk(run: dict[str, Any]) -> str:
+    """What TorchTitan's retention will delete of a run, and what to set; empty: nothing."""
+    return f"{run['retention']['message']}; {run['retention']['hint']}" if run["retention"] else ""
 
 
 def nothing(found: dict[str, Any]) -> str:

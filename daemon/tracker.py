@@ -131,6 +131,8 @@ class Tracker:
             log.info("step_discovered", state=facts.answer.state)
         if is_complete and not (is_same_save and before is not None and before.complete_at is not None):
             log.info("step_complete", save_id=row.save_id, model_bytes=facts.answer.model_bytes)
+        if is_complete and judged.state in (State.DONE, State.PENDING, State.FAILED):
+            self._news.retention(root, facts, run, settings)
         tried = path in self.tried
         is_news = self._news.verdict(log, before if is_same_save else None, judged, facts, tried=tried)
         self.failures += self._once and is_news and judged.state == State.QUARANTINED

@@ -138,6 +138,35 @@ def remaining(keep_latest_k: int) -> int:
     return (keep_latest_k - 1) // 2
 
 
+def exports_left(keep_latest_k: int) -> int:
+    """Exports that TorchTitan up to 0.3.0 leaves beside the steps in the long run; it deletes the oldest first."""
+    return keep_latest_k // 2
+
+
+def first_loss(keep_latest_k: int) -> int:
+    """From which save on TorchTitan up to 0.3.0 deletes exports: at the n-th, n steps and n - 1 exports are counted."""
+    return (keep_latest_k + 4) // 2
+
+
+def hazard(keep_latest_k: int) -> str:
+    """What exports beside the steps of a run mean for it, in a sentence."""
+    left, kept = remaining(keep_latest_k), exports_left(keep_latest_k)
+    return (
+        f"TorchTitan up to 0.3.0 counts step-N-hf as checkpoints: keep_latest_k = {keep_latest_k} leaves {left} of "
+        f"{keep_latest_k - 1} complete checkpoints during a save; from save {first_loss(keep_latest_k)} on each save deletes old "
+        f"exports, and leaves {kept}"
+    )
+
+
+def cure(keep_latest_k: int) -> str:
+    """What to set against `hazard`, in a sentence."""
+    return (
+        'set output = "subdirectory": no export is deleted, every checkpoint is kept as without exports; '
+        f"or keep_latest_k = {2 * keep_latest_k - 1} in the run: it keeps {keep_latest_k - 1} checkpoints and "
+        f"{exports_left(2 * keep_latest_k - 1)} exports"
+    )
+
+
 def _dtype(run: Run | None, settings: Settings) -> str:
     if settings.dtype != "auto":
         return settings.dtype

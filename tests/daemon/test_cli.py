@@ -170,13 +170,85 @@ def test_a_step_that_is_tried_again_no_longer_says_what_it_failed_with() -> None
     assert shown["failed_attempts"] == 1
 
 
-def test_retry_forgets_failures_and_says_how_many(state: Path) -> None:
-    said = dcp2hfd("retry", "/r/a", state=state)
+def test_retry_forgets_failures_and_says_how_many(
+    state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DCP2HF_STATE_DIR", str(state))
+    monkeypatch.setattr(check, "problem_of", lambda path, **_: "")
 
-    assert said.returncode == 0
-    assert "3 steps at /r/a" in said.stdout
+    assert cli.main(["retry", "/r/a"]) == 0
+    assert "3 steps at /r/a" in capsys.readouterr().out
     (run,) = json.loads(dcp2hfd("status", "--json", state=state).stdout)["runs"]
     assert [step["state"] for step in run["steps"]] == ["done", "pending", "pending"]
+
+
+def test_retry_of_a_folder_that_is_gone_says_so_and_is_no_success(state: Path) -> None:
+    said = dcp2hfd("retry", "/r/a", state=state)
+
+    assert (said.returncode, said.stdout) == (1, "")
+    assert said.stderr == (
+        "dcp2hfd: /r/a: not there now (a mount that is not up yet?); its failures are forgotten for when it is back\n"
+    )
+
+
+def test_status_works_while_the_configuration_does_not_and_says_why(state: Path, tmp_path: Path) -> None:
+    config = tmp_path / "dcp2hf.toml"
+    config.write_text(f'state_dir = "{state}"\nworkerz = 2\nroots = ["/r"]\n')
+    said = dcp2hfd("status", "--config", str(config))
+    as_json = dcp2hfd("status", "--json", "--config", str(config))
+
+    assert (said.returncode, as_json.returncode) == (0, 0)
+    assert "step-10-hf" in said.stdout
+    assert said.stderr == (
+        f"dcp2hfd: the configuration cannot be used: unknown key 'workerz' in {config}; did you mean 'workers'?\n"
+    )
+    assert "unknown key 'workerz'" in json.loads(as_json.stdout)["config_error"]
+    config.write_text("= no TOML")
+    assert dcp2hfd("status", "--config", str(config), state=state).stdout == said.stdout
+
+
+def test_status_names_each_root_with_its_state_since_when_and_why(state: Path) -> None:
+    ledger = Ledger.open(state)
+    for root, is_now, why in (
+        ("/away", "away", "No such file or directory"),
+        ("/empty", "empty", ""),
+        ("/r", "watched", ""),
+    ):
+        ledger.note_root(root, "starting", 1.0)
+        ledger.note_root(root, is_now, 1_700_000_000.0, why)
+    ledger.note_root("/old", "left", 1_700_000_000.0)
+    ledger.note_root("/away", "away", 1_800_000_000.0, "No such file or directory")
+    lines = status.plain(status.look(state), 0.0).splitlines()[1:5]
+    ended = dcp2hfd("status", state=state).stdout  # by now as of a process that is gone, but for this one
+    ledger.close()
+
+    since = "since 2023-11-14T22:13:20Z"
+    assert lines == [
+        f"root: /away: away {since}: No such file or directory",
+        f"root: /empty: watched; no run in it {since}",
+        f"root: /old: no longer in the configuration {since}",
+        f"root: /r: watched {since}",
+    ]
+    assert ended.splitlines()[1:5] == lines
+    db = sqlite3.connect(state / "ledger.sqlite")
+    db.execute("UPDATE roots SET owner = '1 0 gone'")
+    db.commit()
+    db.close()
+    assert f"root: /r: no daemon watches it now {since}" in dcp2hfd("status", state=state).stdout
+
+
+def test_status_warns_of_runs_whose_exports_torchtitan_will_delete(state: Path) -> None:
+    ledger = Ledger.open(state)
+    ledger.note_retention("/r/a", 4)
+    ledger.close()
+    said = dcp2hfd("status", state=state).stdout
+
+    assert "keep_latest_k = 4 leaves 1 of 3 complete checkpoints during a save" in said
+    assert "from save 4 on each save deletes old exports, and leaves 2" in said
+    assert 'set output = "subdirectory"' in said
+    (run,) = json.loads(dcp2hfd("status", "--json", state=state).stdout)["runs"]
+    facts = {name: run["retention"][name] for name in ("keep_latest_k", "complete", "exports", "deletes_from_save")}
+    assert facts == {"keep_latest_k": 4, "complete": 1, "exports": 2, "deletes_from_save": 4}
 
 
 def test_retry_of_something_unknown_is_an_error(state: Path, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from daemon import status
 from daemon.ledger import Ledger
 from tests.daemon.conftest import add_step
 from tests.daemon.running import Daemon, daemons, dcp2hfd, wait_until
@@ -41,6 +43,10 @@ def reasons(tmp_path: Path) -> set[tuple[str, str | None, str]]:
     ledger = Ledger.read(tmp_path / "state")
     assert ledger is not None
     return {(row.reason, row.error, row.hint) for row in ledger.rows()}
+
+
+def reported(tmp_path: Path) -> dict[str, Any]:
+    return status.look(tmp_path / "state")
 
 
 def conversions(run: Path) -> list[str]:
@@ -584,7 +590,22 @@ def test_a_broken_config_at_reload_changes_nothing(make_run: MakeRun, tmp_path: 
     said = daemon.wait_for("config_invalid")
 
     assert "workerz" in said["message"]
+    found = reported(tmp_path)
+    assert "workerz" in found["daemons"][0]["config_error"]
+    assert [(root["root"], root["state"]) for root in found["roots"]] == [(f"{tmp_path}/root", "watched")]
+    (tmp_path / "other").mkdir()
+    config.write_text(f'roots = ["{tmp_path}/other", "{tmp_path}/later"]')
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.wait_for("config_reloaded")
+    daemon.wait_for("root_unreachable")
+    wait_until(lambda: "starting" not in {root["state"] for root in reported(tmp_path)["roots"]})
+    found = reported(tmp_path)
+    assert found["daemons"][0]["config_error"] is None
+    assert [(root["root"].rpartition("/")[2], root["state"], root["message"]) for root in found["roots"]] == [
+        ("later", "away", "No such file or directory"), ("other", "empty", ""), ("root", "left", "")
+    ]  # fmt: skip
     assert daemon.stop() == 0
+    assert [root["state"] for root in reported(tmp_path)["roots"]] == ["unwatched", "unwatched", "left"]
 
 
 def test_a_step_that_got_its_room_says_no_more_that_it_lacks_some(

@@ -15,14 +15,19 @@ complete one has been exported.
 
 - *complete*: complete checkpoints left at the worst moment of a save. Without exports it is `keep_latest_k` - 1.
 - *exports*: `step-N-hf` left at that moment. Those in `hf/` are never deleted: they are yours to clear.
+- *from save*: the first save at which TorchTitan deletes an export. Each later save deletes more. A larger `keep_latest_k`
+  puts this off, it does not stop it: a run of 5 saves with `keep_latest_k` 4 ends with 2 exports, not 5.
 - *resumes with an index*: whether a restarted trainer finds a checkpoint to load where the exports beside it have a
   `model.safetensors.index.json`. Where it says *no*, it picks a step of which only the export is left.
 - `auto` is `output`'s default: where exports of a single file go, and what that leaves. One with an index goes to `hf/`.
 
+Newer TorchTitan (its main branch since 2026-08: #4187, #4197) counts canonical names only: there exports are neither counted
+nor deleted. Nothing in a run tells which version wrote it.
+
 What a conversion in progress is called (staging, set-aside, lock) is neither counted nor deleted.
 
-| `keep_latest_k` | `subdirectory`: complete | `alongside`: complete | exports | resumes with an index | `auto` | complete |
-|---|---|---|---|---|---|---|
+| `keep_latest_k` | `subdirectory`: complete | `alongside`: complete | exports | from save | resumes with an index | `auto` | complete |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -34,6 +39,7 @@ class Row:
     below: int
     alongside: int
     exports_left: int
+    deletes_from_save: int
     index_resumes: bool
     auto_place: str
     auto: int
@@ -42,7 +48,8 @@ class Row:
 def document(rows: Iterable[Row]) -> str:
     """docs/retention.md."""
     lines = [
-        f"| {row.keep} | {row.below} | {row.alongside} | {row.exports_left} | {'yes' if row.index_resumes else '**no**'} "
+        f"| {row.keep} | {row.below} | {row.alongside} | {row.exports_left} | {row.deletes_from_save} "
+        f"| {'yes' if row.index_resumes else '**no**'} "
         f"| `{row.auto_place}` | {row.auto} |\n"
         for row in rows
     ]

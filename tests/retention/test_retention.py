@@ -20,7 +20,7 @@ from tests.build.save import save_alone
 from tests.converter.running import tree
 from tests.daemon.conftest import facts, run_facts, with_
 from tests.retention.document import Row, document
-from tests.retention.titan_run import MORE, Convert, Exports, Moment, TitanRun, nothing, saves
+from tests.retention.titan_run import EVERY, MORE, Convert, Exports, Moment, TitanRun, nothing, saves
 
 KEPT = range(2, 11)
 MakeRun = Callable[[int], TitanRun]
@@ -167,8 +167,40 @@ def test_the_hazard_is_told_with_what_remains_and_its_advice_restores_what_was(
     (said,) = log.said
     assert said["event"] == "retention_hazard"
     assert said["remaining"] == fewest(saves(make_run(keep), Exports("alongside").publish))
-    assert said["hint"].endswith(f"or keep_latest_k = {2 * keep - 1} in the run")
-    assert fewest(saves(make_run(2 * keep - 1), Exports("alongside").publish)) == keep - 1
+    assert said["exports_left"] == min(len(m.exported) for m in saves(make_run(keep), Exports("alongside").publish))
+    assert said["deletes_from_save"] == first_loss(make_run(keep))
+    doubled = 2 * keep - 1
+    assert (
+        f"or keep_latest_k = {doubled} in the run: it keeps {keep - 1} checkpoints and {keep - 1} exports"
+        in said["hint"]
+    )
+    moments = list(saves(make_run(doubled), Exports("alongside").publish))
+    assert (
+        min(len(moment.complete) for moment in moments) == min(len(moment.exported) for moment in moments) == keep - 1
+    )
+
+
+@pytest.mark.parametrize("keep", KEPT)
+def test_a_run_whose_exports_do_not_count_is_told_nothing(keep: int, tmp_path: Path) -> None:
+    log, ledger = Lines(), Ledger.open(tmp_path)
+    news = News(ledger, log, once=False)  # type: ignore[arg-type]
+    ledger.note_retention("/r/a", keep)
+    news.retention("/r", facts(), run_facts(keep_latest_k=keep), with_(Settings(), output="subdirectory"))
+
+    assert (log.said, ledger.retention()) == ([], {})
+    ledger.close()
+
+
+def first_loss(run: TitanRun) -> int:
+    """The save at which TorchTitan deletes an export for the first time, where each complete step has one."""
+    for number in range(1, run.keep + MORE):
+        run.begin(number * EVERY)
+        run.purge()
+        if len(run.exported()) < number - 1:
+            return number
+        run.finish(number * EVERY)
+        Exports("alongside").publish(run, number * EVERY)
+    raise AssertionError("no export was deleted")
 
 
 def test_the_document_says_what_was_seen(make_run: MakeRun) -> None:
@@ -189,6 +221,7 @@ def _row(keep: int, make_run: MakeRun) -> Row:
         below=fewest(iter(seen(Exports("subdirectory")))),
         alongside=fewest(iter(alongside)),
         exports_left=min(len(moment.exported) for moment in alongside),
+        deletes_from_save=first_loss(make_run(keep)),
         index_resumes=all(moment.resumes_from in moment.complete for moment in indexed),
         auto_place=auto.place(keep),
         auto=fewest(iter(seen(auto))),
