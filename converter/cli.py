@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from converter import errors, layout
+from converter import errors, interrupts, layout
 from converter.convert import convert_step
 from converter.flags import (
     AssetsOption,
@@ -285,16 +284,12 @@ def _exit(code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main(argv: list[str] | None = None) -> NoReturn:
     """The command line. `--dcp-path …` alone means `convert` (users have scripts with that form)."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments and arguments[0].startswith("-") and any(a.partition("=")[0] == "--dcp-path" for a in arguments):
         arguments = ["convert", *arguments]
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.install()
     command = typer.main.get_command(app)
     try:
         code = command(arguments, prog_name="dcp2hf", standalone_mode=False)

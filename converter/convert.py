@@ -3,16 +3,18 @@
 This process moves bytes and has no torch; the `Prover` beside it does. Read `convert_step` from top to bottom.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from converter import assets, errors, layout, manifest, publish, standin, statistics
+from converter import assets, errors, interrupts, layout, manifest, publish, standin, statistics
 from converter.asking import Asking
 from converter.clock import Clock
 from converter.evidence import make_manifest
+from converter.existing import Existing
 from converter.export import Outcome, are_equal
 from converter.hooks import Hooked
 from converter.lock import Lock
@@ -81,6 +83,10 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         who = {"owner": owner.host.partition("/")[0], "pid": owner.pid} if owner else {}
         report("waiting_for_lock", {"path": str(folder / layout.lock_name(number)), **who})
 
+    def may_replace(directory: Path) -> Existing | None:
+        ours_only = options.if_exists == "skip"
+        return publish.check_replaceable(directory, force=options.force, ours_only=ours_only, named=published)
+
     if skipped():
         return
     with (
@@ -88,10 +94,10 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         Lock(folder, number, on_wait=waiting, sleep=options.sleep) as lock,
         start_prover(lambda done, of: progress("forward", done, of)) as prover,
     ):
-        publish.clear(folder, number)
+        publish.clear(folder, number, lock.check)
         if skipped():
             return
-        publish.check_replaceable(published, force=options.force)
+        may_replace(published)
         with phase("look"):
             found = assets.read(step, source.run, options.search)
             sources = source_names(source)
@@ -138,17 +144,22 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 hooked.sign(made)
                 publish.make_durable(staging)
                 check_unchanged(step, source)
+                publish.check_whole(staging, made, signed=bool(options.hooks.sign))
                 lock.check()
-                publish.publish(staging, published, number, lock.owner.token)
+                replaced = publish.publish(staging, published, number, lock.owner.token, may_replace)
         except BaseException as error:
-            publish.discard(staging)  # what stopped the conversion is told, not what stops the cleaning
+            with interrupts.held():
+                publish.discard(staging)  # what stopped the conversion is told, not what stops the cleaning
+            if isinstance(error, Exception):
+                with contextlib.suppress(OSError):
+                    lock.check()  # whoever took the step over also took the staging directory away
             if isinstance(error, errors.ConversionError) and error.retry == errors.Retry.NEVER:
                 check_unchanged(step, source)  # what is wrong with a step that is being saved again is not its fault
             raise
         finally:
             drop_from_cache(step / file.name for file in source.listing.files)
         drop_from_cache(published / name for name in made.files)
-    more = {}
+    more: dict[str, Any] = {"replaced": replaced.as_event()} if replaced is not None else {}
     if gathering is not None:
         more["statistics"], problems = gathering.finish(moved.plan)
         warnings += problems

@@ -205,7 +205,7 @@ class MachineFailure(ConversionError):
 
 
 class OutputForeign(ConversionError):
-    """The published directory holds files that no export of ours has."""
+    """The published name has somebody's files, or (for the daemon) an export without our manifest."""
 
     retry = Retry.FOREIGN
 

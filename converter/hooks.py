@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from converter import commands, errors, layout, manifest
+from converter import commands, errors, interrupts, layout, manifest
 from converter.files import CONFIG_LIMIT, open_regular
 from converter.manifest import FileEntry, Manifest
 
@@ -110,7 +110,8 @@ class Hooked:
         try:
             ended = self._wait(name, child)
         finally:
-            _end_group(child)
+            with interrupts.held():
+                _end_group(child)
             said = commands.last_words(end.read(), argv, environ)
         hint = f"the command printed at its end: {said}" if said else "the command printed nothing"
         self._check(name, ended, f"did not end within {self.hooks.timeout:g} s", hint)

@@ -26,10 +26,11 @@ def preview(step: Path, options: Options) -> tuple[bool, str]:
         )
         if current and options.if_exists == "skip":
             return False, f"{published} is up to date"
-        publish.check_replaceable(published, force=options.force)
+        found = publish.check_replaceable(published, force=options.force, ours_only=options.if_exists == "skip")
     except OSError as error:
         raise errors.from_oserror(error) from error
-    return True, f"{published} ({source.dtype})"
+    text = f"{published} ({source.dtype})"
+    return True, text if found is None else f"{text}, replacing {'an up-to-date export' if current else found}"
 
 
 def describe(step: Path) -> dict[str, Any]:

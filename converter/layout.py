@@ -19,7 +19,7 @@ PREFIX = ".dcp2hf-"
 
 _STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 """ASCII digits alone, and no more of them than SQLite's integers hold: other names are nobody's steps."""
-_OURS = re.compile(r"\.dcp2hf-(0|[1-9][0-9]{0,17})\.(?:([0-9a-f]{16})\.(staging|replaced)|lock(?:\..*)?)")
+_OURS = re.compile(r"\.dcp2hf-(0|[1-9][0-9]{0,17})\.(?:([0-9a-f]{16})\.(staging|replaced|discarded)|lock(?:\..*)?)")
 
 
 def step_number(name: str) -> int | None:
@@ -53,6 +53,16 @@ def replaced_name(step: int, token: str) -> str:
     return f"{PREFIX}{step}.{token}.replaced"
 
 
+def discarded_name(step: int, token: str) -> str:
+    """What a directory of ours is renamed to before it is removed: nobody publishes half of it. `token` is new."""
+    return f"{PREFIX}{step}.{token}.discarded"
+
+
+def kept_name(step: int, token: str) -> str:
+    """Where somebody's directory goes that was replaced by mistake and cannot be put back. Nothing removes it."""
+    return f"{PREFIX}{step}.{token}.foreign"
+
+
 def lock_name(step: int) -> str:
     """The lock of one published name, in the folder that holds it."""
     return f"{PREFIX}{step}.lock"
@@ -64,7 +74,7 @@ def new_token() -> str:
 
 
 def parse_ours(name: str) -> tuple[int, str | None, str] | None:
-    """(step, token, "staging" | "replaced" | "lock") of a name of ours, else None.
+    """(step, token, "staging" | "replaced" | "discarded" | "lock") of a name of ours, else None.
 
     The token is None for locks (it stands in the file).
     """

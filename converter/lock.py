@@ -18,13 +18,36 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-from converter import errors, layout
+from converter import errors, interrupts, layout
 from converter.files import REFUSED
 from converter.owners import Owner, is_dead, read, started, this_host
 
 HEARTBEAT = 10.0
 STALE = 90.0
 POLL = 1.0
+LONGEST_LOOK = 5.0
+"""Seconds between two looks at a lock that count at most: in a longer pause we were stopped, or our reads were blocked."""
+
+
+class Silence:
+    """How long a lock was seen unchanged, look by look.
+
+    A pause between two looks counts as `longest` seconds at most. What stopped us or blocked our reads may have blocked
+    the owner's heartbeats as well, so the rest of such a pause says nothing about the owner.
+    """
+
+    def __init__(self, longest: float) -> None:
+        self.seconds = 0.0
+        self._longest = longest
+        self._seen: object = None
+        self._looked: float | None = None
+
+    def look(self, seen: object, now: float) -> bool:
+        """Takes in one look at `now` (monotonic seconds); returns whether `seen` differs from what the last one saw."""
+        changed = self._looked is None or seen != self._seen
+        self.seconds = 0.0 if changed or self._looked is None else self.seconds + min(now - self._looked, self._longest)
+        self._seen, self._looked = seen, now
+        return changed
 
 
 class Lock:
@@ -48,34 +71,44 @@ class Lock:
         self._beat = threading.Thread(target=self._heartbeat, name="lock-heartbeat", daemon=True)
 
     def __enter__(self) -> "Lock":
-        seen: tuple[Owner | None, int] | None = None
-        since = told = time.monotonic()
+        try:
+            self._wait()
+            self._beat.start()
+        except BaseException:
+            self._release()  # a signal may come right after it was created
+            raise
+        return self
+
+    def _wait(self) -> None:
+        silence, told = Silence(LONGEST_LOOK), float("-inf")
         while not self._create():
             try:
-                now = (read(self.path), os.lstat(self.path).st_mtime_ns)
+                owner, changed_at = read(self.path), os.lstat(self.path).st_mtime_ns
             except FileNotFoundError:
                 continue
-            if now != seen:
-                if seen is None or told + 60 < time.monotonic():
-                    self._on_wait(now[0])
-                    told = time.monotonic()
-                seen, since = now, time.monotonic()
-            stale = (now[0] and is_dead(now[0])) or time.monotonic() - since > STALE
-            if stale and self._take_over(now[0]):
+            now = time.monotonic()
+            if silence.look((owner, changed_at), now) and told + 60 < now:
+                self._on_wait(owner)
+                told = now
+            stale = (owner and is_dead(owner)) or silence.seconds > STALE
+            if stale and self._take_over(owner):
                 continue
             self._sleep(POLL)
-        self._beat.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._beat.join(timeout=HEARTBEAT)
+        with interrupts.held():
+            self._stop.set()
+            self._beat.join(timeout=HEARTBEAT)
+            self._release()
+
+    def _release(self) -> None:
+        """Removes the lock if it is ours."""
         for _ in range(2):  # what failed once may not fail again, and a lock that stays is waited for
             with contextlib.suppress(OSError):
                 if self._is_ours():
-                    os.unlink(self.path)
+                    self._remove(self.owner)
                 break
 
     def check(self) -> None:
@@ -104,7 +137,6 @@ class Lock:
                 said = memoryview(json.dumps(asdict(self.owner)).encode())
                 while said:
                     said = said[os.write(fd, said) :]
-                os.fsync(fd)
             finally:
                 os.close(fd)
         except BaseException:
@@ -114,26 +146,35 @@ class Lock:
         return True
 
     def _take_over(self, stale: Owner | None) -> bool:
-        """Moves a stale lock aside, unless another is at it; puts it back if what was moved is another's by now."""
-        aside = self.path.with_name(f"{self.path.name}.{self.owner.token}")
+        """Removes a stale lock, unless another process is at it."""
         with contextlib.suppress(FileNotFoundError), _alone_with(self.path) as alone:
             if not alone or read(self.path) != stale:
                 return False
-            try:
-                os.rename(self.path, aside)
-            except OSError:
-                if not os.path.lexists(aside):  # else its reply was lost: nobody else has this name
-                    raise
-            is_stale = False
-            try:
-                is_stale = read(aside) == stale
-            finally:  # also what cannot be read is put back
-                if not is_stale:
-                    with contextlib.suppress(FileExistsError):
-                        os.link(aside, self.path)
+            self._remove(stale)
+        return True
+
+    def _remove(self, owner: Owner | None) -> None:
+        """Removes the lock that names `owner`: moved aside first, and put back if it names another one by then.
+
+        Between the last look and the call this process may be stopped for long, and another one may own the lock.
+        """
+        aside = self.path.with_name(f"{self.path.name}.{layout.new_token()}")
+        try:
+            os.rename(self.path, aside)
+        except OSError:
+            if not os.path.lexists(aside):  # else its reply was lost: nobody else has this name
+                raise
+        is_same = False
+        try:
+            is_same = read(aside) == owner
+        finally:  # also what cannot be read is put back
+            if not is_same:
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, self.path)
+            for _ in range(2):
                 with contextlib.suppress(OSError):  # then `sweep` removes it
                     os.unlink(aside)
-        return True
+                    break
 
     def _heartbeat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
@@ -195,7 +236,7 @@ def sweep(
             if not is_stale(held.path, owner) or not held._take_over(owner):
                 continue
         with held:
-            clear(folder, step)
+            clear(folder, step, held.check)
             for name in names:  # of a takeover that died half way
                 with contextlib.suppress(FileNotFoundError):
                     aside = name.startswith(layout.lock_name(step) + ".")

@@ -157,10 +157,11 @@ def is_name_of_export(name: str) -> bool:
 
 
 def foreign_files(directory: Path) -> list[str]:
-    """Names in `directory` that no export of ours or of a user's old script has: somebody's work."""
+    """Names in `directory` that are somebody's work: what our manifest does not list or, where there is none of ours,
+    what no export of a user's old script has. Of a folder with such a file, or with nothing, its own name."""
     found = read(directory)
     known = {layout.MANIFEST}
-    if found:
+    if found is not None:
         known |= found.files.keys() | found.added.keys() | {layout.SIGNATURE}
 
     def is_foreign(name: str) -> bool:
@@ -168,6 +169,16 @@ def foreign_files(directory: Path) -> list[str]:
         if path.is_dir() and not path.is_symlink():
             inside = os.listdir(path) if name.count("/") < DEEPEST else []
             return not inside or any(is_foreign(f"{name}/{part}") for part in inside)
-        return not (name in known or is_name_of_export(name) or name.rpartition("/")[2].startswith(".nfs"))
+        return not (name in known or is_of_nfs(name) or (found is None and is_name_of_export(name)))
 
     return [name for name in sorted(os.listdir(directory)) if is_foreign(name)]
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether nothing lies in it, as a script leaves it that fails early: nobody's work. Raises OSError."""
+    return all(is_of_nfs(name) for name in os.listdir(directory))
+
+
+def is_of_nfs(name: str) -> bool:
+    """Whether an NFS client made this name for a file that was removed while somebody had it open."""
+    return name.rpartition("/")[2].startswith(".nfs")

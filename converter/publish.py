@@ -11,14 +11,18 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from converter import errors, layout, manifest
-from converter.files import fsync_directory, walk
+from converter import errors, existing, interrupts, layout, manifest
+from converter.existing import Existing
+from converter.files import fsync_directory, read_regular, walk
+from converter.manifest import Manifest
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_CHANGED = frozenset({errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})
+"""What the published name came to be, or is no more, since it was looked at."""
 
 
 @contextlib.contextmanager
@@ -33,10 +37,12 @@ def folder_for(folder: Path) -> Iterator[None]:
     made = not folder.exists()
     folder.mkdir(exist_ok=True)
     try:
+        if made:
+            fsync_directory(folder.parent)  # what is published in it is as durable as its own name
         yield
     finally:
         if made:
-            with contextlib.suppress(OSError):
+            with interrupts.held(), contextlib.suppress(OSError):
                 folder.rmdir()
 
 
@@ -46,21 +52,61 @@ def staging_path(folder: Path, step: int, token: str) -> Path:
     return folder / layout.staging_name(step, token)
 
 
-def check_replaceable(published: Path, *, force: bool) -> None:
-    """Raises OutputForeign where replacing `published` would destroy somebody's work."""
-    try:
-        facts = os.lstat(published)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(facts.st_mode):
+def check_replaceable(
+    directory: Path, *, force: bool, ours_only: bool = False, named: Path | None = None
+) -> Existing | None:
+    """What a new export may replace; None where nothing is there. Raises OutputForeign where that is somebody's work.
+
+    `ours_only` protects exports without our manifest too; `named` is what an error calls the directory.
+    """
+    found, named = existing.look(directory), named or directory
+    if found is None or found.whose == "nobody":
+        return None
+    if found.whose == "no directory":
         raise errors.OutputForeign(
-            "the published name is taken by something that is no directory", path=published, hint="move it away"
+            "the published name is taken by something that is no directory", path=named, hint="move it away"
         )
-    if not force and (foreign := manifest.foreign_files(published)):
+    if not force and found.whose == "foreign":
         raise errors.OutputForeign(
-            f"the published directory holds files that are no export's ({', '.join(map(ascii, foreign[:5]))})",
-            path=published, hint="move them away, or say --force to lose them",
-        )  # fmt: skip
+            f"the published directory holds files that are no export's ({', '.join(map(ascii, found.foreign[:5]))})",
+            path=named,
+            hint="move them away, or say --force to lose them",
+        )
+    if not force and ours_only and found.whose != "ours":
+        raise errors.OutputForeign(
+            "the published directory is an export without our manifest",
+            path=named,
+            hint="move it away, or say --force to lose it",
+        )
+    return found
+
+
+def check_whole(staging: Path, made: Manifest, *, signed: bool) -> None:
+    """Raises MachineFailure unless `staging` holds what the manifest lists, with these sizes, and nothing else."""
+    text = manifest.to_bytes(made)
+    wanted = {name: entry.size for name, entry in (made.files | made.added).items()} | {layout.MANIFEST: len(text)}
+    found = {}
+    for folder, _, names in walk(staging):
+        for name in names:
+            path = Path(folder) / name
+            if not name.startswith(".nfs"):
+                found[str(path.relative_to(staging))] = os.lstat(path).st_size
+    if signed:
+        wanted[layout.SIGNATURE] = found.get(layout.SIGNATURE, -1)
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            what = "is missing" if name not in found else "has another size" if name in wanted else "is not ours"
+            raise _not_whole(staging / name, what)
+    if read_regular(staging / layout.MANIFEST, limit=len(text)) != text:
+        raise _not_whole(staging / layout.MANIFEST, "has other bytes")
+
+
+def _not_whole(path: Path, what: str) -> errors.MachineFailure:
+    return errors.MachineFailure(
+        f"a file of the finished export {what}: another process changed the staging directory; nothing was published",
+        path=path,
+        hint="see what else writes to this folder; it is tried again",
+    )
 
 
 def make_durable(staging: Path) -> None:
@@ -75,42 +121,91 @@ def make_durable(staging: Path) -> None:
         fsync_directory(Path(folder))
 
 
-def publish(staging: Path, published: Path, step: int, token: str) -> None:
-    """Swaps `staging` into place and makes the name durable; an older directory goes once the new one is there."""
+def publish(
+    staging: Path, published: Path, step: int, token: str, check: Callable[[Path], Existing | None]
+) -> Existing | None:
+    """Swaps `staging` into place and makes the name durable; returns what was replaced, which is removed.
+
+    `check` is `check_replaceable`. It is asked before the swap, and again of what the swap took out, which is put back
+    if it is somebody's: a directory may appear, or change, at any moment. A signal waits for the end.
+    """
+    with interrupts.held():
+        for tries_left in (2, 1, 0):
+            try:
+                replaced, old = _swap(staging, published, step, token, check)
+                break
+            except OSError as error:
+                if not tries_left or error.errno not in _CHANGED:
+                    raise
+        fsync_directory(published.parent)
+        if old is not None:
+            discard(old)
+    return replaced
+
+
+def _swap(
+    staging: Path, published: Path, step: int, token: str, check: Callable[[Path], Existing | None]
+) -> tuple[Existing | None, Path | None]:
+    """(what was replaced, where it lies now)."""
     folder = published.parent
-    if not published.exists():
+    check(published)
+    if not os.path.lexists(published):
         _rename(staging, published)
-    elif _exchange(staging, published):
-        fsync_directory(folder)
-        discard(staging)
-    else:
-        aside = folder / layout.replaced_name(step, token)
-        _rename(published, aside)
+        return None, None
+    if _exchange(staging, published):
         try:
-            _rename(staging, published)
+            return check(staging), staging
         except BaseException:
-            if not os.path.lexists(published):
-                _rename(aside, published)
+            try:
+                _exchange(staging, published)
+            except OSError:
+                kept = folder / layout.kept_name(step, token)
+                _rename(staging, kept)
+                raise errors.OutputForeign(
+                    "somebody's files came to the published name and cannot be put back there",
+                    path=kept,
+                    hint="move them",
+                ) from None
             raise
-        fsync_directory(folder)
-        discard(aside)
-    fsync_directory(folder)
+    aside = folder / layout.replaced_name(step, token)
+    _rename(published, aside)
+    try:
+        replaced = check(aside)
+        _rename(staging, published)
+    except BaseException:
+        if not os.path.lexists(published):
+            _rename(aside, published)
+        raise
+    return replaced, aside
 
 
-def clear(folder: Path, step: int) -> None:
-    """Removes what a dead attempt left of `step`, the lock's holder calling; a set-aside directory whose successor
-    never came is put back."""
+def clear(folder: Path, step: int, check: Callable[[], None]) -> None:
+    """Removes what dead attempts left of `step`; a set-aside directory whose successor never came is put back.
+
+    `check` raises LockLost unless the caller holds the lock. It is asked after the listing: so every name in it belongs
+    to an earlier owner. One that was stopped meanwhile may still want to publish its staging directory, so a directory
+    is renamed before it is removed: either rename wins, and nobody publishes half of it.
+    """
     published = folder / layout.published_name(step)
-    for name in sorted(os.listdir(folder)):
+    names = sorted(os.listdir(folder))
+    check()
+    for name in names:
         parsed = layout.parse_ours(name)
         if parsed is None or parsed[0] != step or parsed[2] == "lock":
             continue
-        set_aside = parsed[2] == "replaced" and stat.S_ISDIR(os.lstat(folder / name).st_mode)
-        if set_aside and not os.path.lexists(published):
-            _rename(folder / name, published)
-            fsync_directory(folder)
-        else:
-            remove_tree(folder / name)
+        path = folder / name
+        with contextlib.suppress(FileNotFoundError):  # its owner woke up, and was first
+            if parsed[2] == "replaced" and stat.S_ISDIR(os.lstat(path).st_mode):
+                if not os.path.lexists(published):
+                    _rename(path, published)
+                    continue
+                if manifest.foreign_files(path):
+                    continue
+            if parsed[2] != "discarded":
+                discarded = folder / layout.discarded_name(step, layout.new_token())
+                _rename(path, discarded)
+                path = discarded
+            remove_tree(path)
 
 
 def remove_tree(path: Path) -> None:

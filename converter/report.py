@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from converter.errors import printable
+from converter.existing import WORDS
 
 Report = Callable[[str, dict[str, Any]], None]
 _LEVELS = {
@@ -108,6 +109,8 @@ def _bar() -> Iterator[Report]:
                 rest = f"; not run: {', '.join(missed)}" if missed else ""
                 figures = f" in {fields['duration_seconds']:.1f} s, {fields['bytes_written'] / 1e9:.2f} GB"
                 say(f"{figures}, {passed} checks passed{rest}", "green", f"{name}: done")
+                if replaced := fields.get("replaced"):
+                    say(f"{name}: replaced {WORDS[replaced['whose']]} ({replaced['dtype'] or 'unknown dtype'})")
             elif event == "conversion_failed":
                 what = f" {printable(fields['message'])}: {_short(fields['path'])}"
                 say(f"{what}\n  → {printable(fields['hint'])}", "red", f"{name}: {fields['error']}")

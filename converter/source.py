@@ -9,7 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from converter import assets, checkpoint, errors, hf_step, layout, manifest, names, placement, run_config, storage
+from converter import (
+    assets,
+    checkpoint,
+    errors,
+    existing,
+    hf_step,
+    layout,
+    manifest,
+    names,
+    placement,
+    run_config,
+    storage,
+)
 from converter.exports import INDEX, SAFETENSORS, target_dtype
 from converter.files import exists, read_regular
 from converter.hooks import Hooks
@@ -210,14 +222,16 @@ def output_folder(
 
 
 def reason_to_skip(published: Path, source: Source, options: Options) -> str | None:
+    """Why `--if-exists skip` leaves what is published: "up to date" or "foreign"; None where the step is converted."""
     if options.if_exists != "skip" or not exists(published):
         return None
     if manifest.is_up_to_date(
         published, save_id=source.metadata.save_id, dtype=source.dtype, max_shard_size=options.max_shard_size
     ):
         return "up to date"
-    theirs = manifest.read(published) is None or manifest.foreign_files(published)
-    return "foreign" if theirs and not options.force else None
+    found = existing.look(published)
+    may_go = options.force or found is None or found.whose in ("nobody", "ours")
+    return None if may_go else "foreign"
 
 
 def _digest(step: Path, form: str) -> str:

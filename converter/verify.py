@@ -180,7 +180,7 @@ def _check_extra(published: Path, known: set[str], verdict: Verdict) -> None:
             (path.is_symlink() or not path.is_dir())
             and name not in (layout.MANIFEST, layout.SIGNATURE)
             and name not in known
-            and not path.name.startswith(".nfs")
+            and not manifest.is_of_nfs(name)
         ):
             verdict.differs(name, "is no part of the export")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -102,9 +103,13 @@ class Conversions:
         for job in self.due():
             self._tracker.tried.add(job.path)
             facts = self._tracker.waiting[job.path].facts
-            where = verdict.folder(facts, self._tracker.runs.get(job.run), self._watchers[job.root].settings)
-            output = f"{where}/{layout.published_name(job.step)}"
-            self._tracker.step_log(job.root, facts).info("would_convert", output=output, export_bytes=job.export_bytes)
+            run, settings = self._tracker.runs.get(job.run), self._watchers[job.root].settings
+            output = f"{verdict.folder(facts, run, settings)}/{layout.published_name(job.step)}"
+            said: dict[str, Any] = {"output": output, "export_bytes": job.export_bytes}
+            if (found := verdict.replaced(facts, verdict.place(facts, run, settings))) is not None:
+                whose = "ours" if found.ours else "foreign" if found.foreign else "export"
+                said["replaces"] = {"whose": whose, "dtype": found.dtype}
+            self._tracker.step_log(job.root, facts).info("would_convert", **said)
 
     async def stop(self) -> None:
         """Ends all that runs, within `worker.STOP_GRACE` and a little."""

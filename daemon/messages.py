@@ -107,7 +107,11 @@ class Published(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
 
     place: str
     ours: bool
-    """It carries a manifest, and holds nothing that no export has."""
+    """It carries a manifest, and holds nothing that the manifest does not list."""
+    empty: bool = False
+    """Nobody's work: it may be replaced."""
+    dtype: str | None = None
+    """As its manifest says."""
     up_to_date: bool = False
     save_id: str | None = None
     foreign: tuple[str, ...] = ()

@@ -92,6 +92,8 @@ def _read(place: str, path: str, wish: Wish, before: Track | None) -> Track | No
     facts = Published(
         place=place,
         ours=found is not None and not foreign,
+        empty=found is None and not foreign and manifest.is_empty(directory),
+        dtype=found.dtype if found is not None and not foreign else None,
         up_to_date=up_to_date,
         save_id=None if found is None else wish.save_id if found.save_id == wish.save_id else found.save_id,
         foreign=foreign,

@@ -1,17 +1,20 @@
 """Owns how long each lock of ours has been seen unchanged: what tells that an owner elsewhere is dead.
 
 An owner on another host, or in a container that is gone, cannot be looked up. A live one touches its lock every
-`lock.HEARTBEAT` seconds; so one that did not change for `lock.STALE` by this process's clock has no owner any more. Without
-that, what a host left that never comes back would lie beside the checkpoints for ever.
+`lock.HEARTBEAT` seconds; so one that did not change for `lock.STALE` by this process's clock has no owner any more. A longer
+pause between two looks counts as LONGEST_LOOK alone: a server that answered nobody may have blocked the owner, too. Without
+all that, what a host left that never comes back would lie beside the checkpoints for ever.
 """
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from converter.lock import STALE
+from converter.lock import STALE, Silence
 from converter.owners import Owner, is_dead
 
+LONGEST_LOOK = STALE / 2
+"""Seconds between two looks that count at most: rescans are minutes apart, so a dead owner's lock takes four of them."""
 MOST = 1000
 """Locks that are kept in mind; past it all are forgotten, and looked at anew."""
 
@@ -21,17 +24,15 @@ class Sightings:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._seen: dict[Path, tuple[Owner | None, int, float]] = {}
+        self._seen: dict[Path, Silence] = {}
 
     def is_stale(self, path: Path, owner: Owner | None) -> bool:
         """Whether the lock at `path`, which names `owner` (None: nobody), is a dead one's. Raises FileNotFoundError."""
         if owner is not None and is_dead(owner):
             return True
-        changed, now = os.lstat(path).st_mtime_ns, self._clock()
-        before = self._seen.get(path)
-        if before is None or before[:2] != (owner, changed):
-            if len(self._seen) >= MOST:
-                self._seen.clear()
-            self._seen[path] = (owner, changed, now)
-            return False
-        return now - before[2] > STALE
+        seen = (owner, os.lstat(path).st_mtime_ns)
+        if path not in self._seen and len(self._seen) >= MOST:
+            self._seen.clear()
+        silence = self._seen.setdefault(path, Silence(LONGEST_LOOK))
+        silence.look(seen, self._clock())
+        return silence.seconds > STALE

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from converter import layout
 from daemon.hints import in_keys, with_retry
-from daemon.messages import Run, Step
+from daemon.messages import Published, Run, Step
 from daemon.records import CONFIG_ERRORS, Row, State
 from daemon.settings import Settings
 
@@ -128,6 +128,11 @@ def output(step: Step) -> str | None:
     return None
 
 
+def replaced(step: Step, where: str) -> Published | None:
+    """The directory that an export to this place would replace; an empty one counts as none."""
+    return next((found for found in step.published if found.place == where and not found.empty), None)
+
+
 def folder(step: Step, run: Run | None, settings: Settings) -> str:
     """The folder in which `step-N-hf` is made."""
     return f"{step.run}/{layout.SUBDIRECTORY}" if place(step, run, settings) == "subdirectory" else step.run
@@ -186,8 +191,8 @@ def _is_published(step: Step, run: Run | None, row: Row | None, settings: Settin
 
 def _foreign(step: Step, run: Run | None, settings: Settings) -> Verdict | None:
     where = place(step, run, settings)
-    found = next((p for p in step.published if p.place == where and not p.ours), None)
-    if found is None or settings.overwrite_foreign:
+    found = replaced(step, where)
+    if found is None or found.ours or settings.overwrite_foreign:
         return None
     what = f"it holds {', '.join(found.foreign)}" if found.foreign else "it has no manifest of ours"
     reason = f"{layout.published_name(step.step)} is somebody else's: {what}"

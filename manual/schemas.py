@@ -32,7 +32,7 @@ _FIELDS: dict[str, Any] = {
     **dict.fromkeys(("seconds", "duration_seconds"), _NUMBER),
     **dict.fromkeys(("once", "dry_run", "quarantined"), _FLAG),
     **dict.fromkeys(("roots", "names", "differs", "warnings"), _STRINGS),
-    **dict.fromkeys(("phases", "figures"), _OBJECT),
+    **dict.fromkeys(("phases", "figures", "replaced", "replaces"), _OBJECT),
     **dict.fromkeys(("retry_at", "failed_path", "error", "hint"), _MAYBE),
     "checks": {"type": "array", "items": _OBJECT},
     "tensors": {"type": ["integer", "object"]},

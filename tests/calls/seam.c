@@ -2,7 +2,7 @@
 
    Calls that name something below a watched prefix, directly or through a descriptor opened there, are counted by kind.
    The n-th of some kinds can fail (once, or from then on), take effect and still report an error (a lost reply), be cut
-   short, or be the last thing that the process does. Whatever calls: Python, SQLite, Rust extensions, ctypes.
+   short, be the last thing that the process does, or stop the process (SIGSTOP) before or after it. Whatever calls: Python, SQLite, Rust extensions, ctypes.
 
    fsync below a prefix never reaches the disk: no test pulls a plug, and waiting would take hours.
    Set by tests/calls/seam.py, through ctypes in a process that has it loaded, or by SEAM_* for one that is started. */
@@ -27,8 +27,8 @@
 /* As seam.py's Kind and Mode number them. */
 enum kind { OPEN, CREATE, READ, WRITE, FSYNC, RENAME, MKDIR, UNLINK, RMDIR, OPENDIR, READDIR, STAT, TRUNCATE, LINK, UTIME,
             STATVFS, CLOSE, LOCK, MAP, EXCHANGE, KINDS };
-enum mode { ONCE, ALWAYS, LATE, SHORT, KILL_BEFORE, KILL_AFTER };
-enum what { PASS, FAIL, REPLY_LOST, CUT, DIE };
+enum mode { ONCE, ALWAYS, LATE, SHORT, KILL_BEFORE, KILL_AFTER, STOP_BEFORE, STOP_AFTER };
+enum what { PASS, FAIL, REPLY_LOST, CUT, DIE, STOP };
 
 #define FDS 4096
 #define PREFIXES 4
@@ -80,6 +80,8 @@ static void drop(int fd) {
 
 static _Noreturn void die(void) { syscall(SYS_kill, getpid(), SIGKILL); for (;;) pause(); }
 
+static void stop(void) { syscall(SYS_kill, getpid(), SIGSTOP); }
+
 static enum what decide(enum kind kind, const char *name) {
     if (!name) return PASS;
     if (trace) {
@@ -101,6 +103,8 @@ static enum what decide(enum kind kind, const char *name) {
     case SHORT: return CUT;
     case KILL_BEFORE: die();
     case KILL_AFTER: return DIE;
+    case STOP_BEFORE: stop(); return PASS;
+    case STOP_AFTER: return STOP;
     default: return FAIL;
     }
 }
@@ -111,6 +115,7 @@ static enum what decide(enum kind kind, const char *name) {
     __typeof__(call) got = failed; \
     if (what != FAIL) got = (call); \
     if (what == DIE) die(); \
+    if (what == STOP) stop(); \
     if (what == FAIL || what == REPLY_LOST) { got = failed; errno = plan.error; } \
     (void)what; got; })
 
@@ -174,6 +179,7 @@ int close(int fd) {
     enum what what = decide(CLOSE, name);
     int got = REAL(close)(fd); /* Linux closes it whatever it reports */
     if (what == DIE) die();
+    if (what == STOP) stop();
     if (what == FAIL || what == REPLY_LOST) { errno = plan.error; return -1; }
     return got;
 }

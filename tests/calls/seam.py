@@ -57,6 +57,10 @@ class Mode(IntEnum):
     """SIGKILL instead of it."""
     KILL_AFTER = 5
     """SIGKILL once it took effect."""
+    STOP_BEFORE = 6
+    """SIGSTOP instead of it; it is made when the process goes on."""
+    STOP_AFTER = 7
+    """SIGSTOP once it took effect."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,17 @@ def build(folder: Path) -> Path | None:
 
 
 def environment(
-    library: Path, under: Path | None = None, plan: Plan | None = None, said: Path | None = None
+    library: Path,
+    under: Path | None = None,
+    plan: Plan | None = None,
+    said: Path | None = None,
+    *,
+    exchanges: bool = True,
 ) -> dict[str, str]:
-    """Variables for a process that is to run under the seam. `said` is a file that names the call that met the plan."""
+    """Variables for a process that is to run under the seam. `said` is a file that names the call that met the plan.
+
+    Without `exchanges`, exchanging two names is answered with EINVAL, as NFS does.
+    """
     found = {"LD_PRELOAD": str(library)}
     if under:
         found["SEAM_UNDER"] = str(under)
@@ -97,6 +109,8 @@ def environment(
         found["SEAM_PLAN"] = f"{plan.mask},{plan.nth},{plan.error},{int(plan.mode)}"
     if said:
         found["SEAM_SAID"] = str(said)
+    if not exchanges:
+        found["SEAM_NO_EXCHANGE"] = "1"
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from converter import cli
+from converter import cli, interrupts
 from converter.convert import convert_step
 from tests.build.cases import BY_NAME
 from tests.converter.editing import edit_metadata, make_newer
@@ -26,9 +26,10 @@ PLAIN = BY_NAME["one_rank"]
 @pytest.fixture(autouse=True)
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(cli, "convert_step", functools.partial(convert_step, prover=InProcessProver))
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -195,6 +196,23 @@ def test_a_dry_run_says_what_would_happen_and_why_not_and_writes_nothing(run: Pa
     assert lines[3].startswith("step-8: would not convert: the published directory holds files")
     assert tree(run.parent, times=True) == before
     assert dcp2hf("convert", "--dcp-path", run / "step-6", "--dry-run")[0] == 1
+
+
+def test_a_dry_run_says_what_would_be_replaced_whose_and_in_which_dtype(run: Path, dcp2hf: Command) -> None:
+    command = ("convert", "--dcp-path", run / "step-4")
+    published = run / "step-4-hf"
+    published.mkdir()
+    would = f"step-4: would convert to {published} (float32)"
+    assert dcp2hf(*command, "--dry-run")[1] == f"{would}\n"
+    assert dcp2hf(*command, "--dtype", "bfloat16")[0] == 0
+    assert dcp2hf(*command, "--dry-run")[1] == f"{would}, replacing our export (bfloat16)\n"
+    assert "replacing an up-to-date export" in dcp2hf(*command, "--dry-run", "--dtype", "bfloat16")[1]
+    (published / "conversion.json").unlink()
+    assert dcp2hf(*command, "--dry-run")[1] == f"{would}, replacing an export without our manifest (bfloat16)\n"
+    code, out, _ = dcp2hf(*command, "--dry-run", "--if-exists", "skip")
+    assert (code, "would not convert" in out, "without our manifest" in out) == (1, True, True)
+    (published / "thesis.tex").touch()
+    assert "replacing somebody's files (bfloat16)" in dcp2hf(*command, "--dry-run", "--force")[1]
 
 
 @pytest.mark.parametrize("name", ["lora", "fused_qkv", "optimizer_only", "torch_checkpointing"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from converter import errors, layout, storage
+from converter import errors, layout, publish, storage
 from converter.lock import Lock
 from tests.build.cases import BY_NAME
 from tests.converter.editing import edit_json, edit_metadata, flip
@@ -66,6 +66,86 @@ def test_with_skip_a_foreign_directory_is_left_and_said(step: Path, convert: Con
     assert converted.events == [("conversion_skipped", converted.events[0][1])]
     assert converted.result["reason"] == "foreign"
     assert tree(folder, times=True) == before
+
+
+def test_a_directory_with_somebodys_files_that_appears_during_the_export_is_kept(
+    step: Path, refused: Refused, convert: Convert
+) -> None:
+    published = step.with_name("step-2-hf")
+
+    def appear(event: str) -> None:
+        if event == "conversion_started":
+            published.mkdir()
+            (published / "notes.txt").write_text("mine")
+
+    convert.on_event = appear
+    with pytest.raises(errors.OutputForeign, match="notes"):
+        convert(step)
+    assert [path.name for path in published.iterdir()] == ["notes.txt"]
+    assert ours(step.parent) == []
+
+
+def test_with_skip_another_scripts_export_that_appears_during_the_export_is_kept(step: Path, convert: Convert) -> None:
+    convert.on_event = lambda event: old_export(step) and None if event == "conversion_started" else None
+    with pytest.raises(errors.OutputForeign, match="without our manifest"):
+        convert(step, if_exists="skip")
+    assert (step.with_name("step-2-hf") / "config.json").read_text() == "old"
+    assert ours(step.parent) == []
+
+
+@pytest.mark.parametrize("name", ["model-ema-best.safetensors", "chat_template.jinja", "vocab.txt"])
+def test_in_our_directory_what_the_manifest_does_not_list_is_somebodys_whatever_its_name(
+    name: str, step: Path, convert: Convert, refused: Refused
+) -> None:
+    published = convert(step).published
+    assert not (published / name).exists()
+    (published / name).write_text("mine")
+    assert name in refused(step, errors.OutputForeign).what
+    edit_metadata(step, lambda metadata: setattr(metadata.storage_meta, "save_id", "second"))
+    assert convert(step, if_exists="skip").result["reason"] == "foreign"
+    assert (published / name).read_text() == "mine"
+
+
+def test_what_is_replaced_is_said_whose_it_was_and_in_which_dtype(step: Path, convert: Convert) -> None:
+    assert "replaced" not in convert(step, dtype="float32").result
+    assert convert(step, dtype="bfloat16").result["replaced"] == {"whose": "ours", "dtype": "float32"}
+    published = step.with_name("step-2-hf")
+    (published / layout.MANIFEST).unlink()
+    assert convert(step, dtype="float32").result["replaced"] == {"whose": "export", "dtype": "bfloat16"}
+    (published / "thesis.tex").touch()
+    assert convert(step, force=True).result["replaced"] == {"whose": "foreign", "dtype": "float32"}
+
+
+@pytest.mark.parametrize("options", [{}, {"if_exists": "skip"}])
+def test_an_empty_directory_is_nobodys_work(options: dict[str, str], step: Path, convert: Convert) -> None:
+    step.with_name("step-2-hf").mkdir()
+    assert "replaced" not in convert(step, **options).result
+    assert (step.with_name("step-2-hf") / layout.MANIFEST).exists()
+
+
+def test_an_export_that_loses_a_file_before_it_is_published_is_not_published(
+    step: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(staging: Path) -> None:
+        (staging / "generation_config.json").unlink()
+
+    monkeypatch.setattr(publish, "make_durable", lose)
+    with pytest.raises(errors.MachineFailure, match="is missing") as caught:
+        convert(step)
+    assert caught.value.path.endswith("generation_config.json")
+    assert not step.with_name("step-2-hf").exists()
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda staging: (staging / "config.json").write_text("{}"),
+    lambda staging: (staging / "more").touch(),
+    lambda staging: (staging / layout.MANIFEST).write_bytes((staging / layout.MANIFEST).read_bytes().replace(b"a", b"b")),
+], ids=["size", "another file", "manifest"])  # fmt: skip
+def test_what_is_published_is_what_the_manifest_lists(
+    spoil: Callable[[Path], object], step: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "make_durable", spoil)
+    assert "nothing was published" in refused(step, errors.MachineFailure).what
 
 
 @pytest.mark.parametrize("options", [{}, {"if_exists": "skip"}])

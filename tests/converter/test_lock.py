@@ -104,13 +104,44 @@ def test_an_owner_that_cannot_be_looked_up_is_stale_when_nothing_changes_for_lon
     beats = [5]
 
     def sleep(_: float) -> None:
-        clock[0] += 20.0
+        clock[0] += lock.LONGEST_LOOK
         if beats[0]:
             beats[0] -= 1
             os.utime(path, ns=(0, int(clock[0] * 1e9)))
 
     with Lock(tmp_path, 1, sleep=sleep):
-        assert clock[0] == 5 * 20.0 + lock.STALE + 10.0  # counted from the last beat that was seen
+        assert clock[0] == 6 * lock.LONGEST_LOOK + lock.STALE  # counted from the last beat that was seen
+
+
+def test_time_in_which_we_were_stopped_or_our_reads_blocked_is_no_silence_of_the_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = leave(tmp_path, owner(token="2" * 16, host="elsewhere/boot/ns"))
+    clock, looks = [0.0], [0]
+    monkeypatch.setattr(lock.time, "monotonic", lambda: clock[0])
+
+    def sleep(_: float) -> None:
+        looks[0] += 1
+        clock[0] += 1000.0 if looks[0] == 10 else 1.0  # so long the server answered nobody, the owner neither
+        if looks[0] == 20:
+            path.unlink()  # it woke up, and went on to its end
+
+    with Lock(tmp_path, 1, sleep=sleep):
+        assert looks[0] == 20
+
+
+def test_a_pause_of_each_look_does_not_keep_a_dead_owners_lock_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(tmp_path, owner(token="2" * 16, host="elsewhere/boot/ns"))
+    clock = [0.0]
+    monkeypatch.setattr(lock.time, "monotonic", lambda: clock[0])
+
+    def sleep(_: float) -> None:
+        clock[0] += 30.0
+
+    with Lock(tmp_path, 1, sleep=sleep):
+        assert clock[0] == (lock.STALE // lock.LONGEST_LOOK + 1) * 30.0
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"token": 5}', "null"])

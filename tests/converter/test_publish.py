@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 
 from converter import errors, layout, publish
+from converter.existing import Existing
 from converter.publish import check_replaceable, clear, make_durable, staging_path
 
 TOKEN = "0123456789abcdef"
+
+
+def may_replace(directory: Path) -> Existing | None:
+    """Anything: what is refused is tested by itself."""
+    return check_replaceable(directory, force=True)
 
 
 @pytest.fixture(params=["exchange", "two renames"])
@@ -44,7 +50,7 @@ def names(folder: Path) -> list[str]:
 def test_a_staging_directory_becomes_the_published_one(tmp_path: Path) -> None:
     staging = staged(tmp_path, "new")
     make_durable(staging)
-    publish.publish(staging, tmp_path / "step-1-hf", 1, TOKEN)
+    publish.publish(staging, tmp_path / "step-1-hf", 1, TOKEN, may_replace)
     assert names(tmp_path) == ["step-1-hf"]
     assert (tmp_path / "step-1-hf" / "config.json").read_text() == "new"
 
@@ -52,7 +58,7 @@ def test_a_staging_directory_becomes_the_published_one(tmp_path: Path) -> None:
 def test_an_older_directory_is_replaced_and_nothing_of_it_stays(swap: str, tmp_path: Path) -> None:
     published = put(tmp_path, "old")
     (published / "only-in-old").touch()
-    publish.publish(staged(tmp_path, "new"), published, 1, TOKEN)
+    publish.publish(staged(tmp_path, "new"), published, 1, TOKEN, may_replace)
     assert names(tmp_path) == ["step-1-hf"]
     assert names(published) == ["config.json"]
     assert (published / "config.json").read_text() == "new"
@@ -61,14 +67,14 @@ def test_an_older_directory_is_replaced_and_nothing_of_it_stays(swap: str, tmp_p
 def test_a_reader_that_holds_the_old_directory_reads_on(swap: str, tmp_path: Path) -> None:
     published = put(tmp_path, "old")
     with (published / "config.json").open() as file:
-        publish.publish(staged(tmp_path, "new"), published, 1, TOKEN)
+        publish.publish(staged(tmp_path, "new"), published, 1, TOKEN, may_replace)
         assert file.read() == "old"
 
 
 def test_with_an_exchange_the_published_name_is_never_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published = put(tmp_path, "old")
     monkeypatch.setattr(publish, "_rename", lambda old, new: pytest.fail("a rename leaves a gap"))
-    publish.publish(staged(tmp_path, "new"), published, 1, TOKEN)
+    publish.publish(staged(tmp_path, "new"), published, 1, TOKEN, may_replace)
     assert (published / "config.json").read_text() == "new"
 
 
@@ -91,7 +97,7 @@ def test_a_crash_between_the_two_renames_is_recovered_by_whoever_comes_next(tmp_
     published = put(tmp_path, "old")
     staging = staged(tmp_path, "new")
     os.rename(published, tmp_path / layout.replaced_name(1, TOKEN))  # and here it died
-    clear(tmp_path, 1)
+    clear(tmp_path, 1, lambda: None)
     assert names(tmp_path) == ["step-1-hf"]
     assert (published / "config.json").read_text() == "old"
     assert not staging.exists()
@@ -102,7 +108,7 @@ def test_a_crash_after_the_two_renames_leaves_the_new_directory(tmp_path: Path) 
     staging = staged(tmp_path, "new")
     os.rename(published, tmp_path / layout.replaced_name(1, TOKEN))
     os.rename(staging, published)
-    clear(tmp_path, 1)
+    clear(tmp_path, 1, lambda: None)
     assert names(tmp_path) == ["step-1-hf"]
     assert (published / "config.json").read_text() == "new"
 
@@ -123,17 +129,146 @@ def test_an_interruption_between_the_two_renames_puts_the_old_directory_back(
     monkeypatch.setattr(publish, "_exchange", lambda one, other: False)
     monkeypatch.setattr(publish, "_rename", fail_once)
     with pytest.raises(error):
-        publish.publish(staging, published, 1, TOKEN)
+        publish.publish(staging, published, 1, TOKEN, may_replace)
     publish.remove_tree(staging)
     assert names(tmp_path) == ["step-1-hf"]
     assert (published / "config.json").read_text() == "old"
+
+
+def test_a_clearer_whose_lock_is_gone_removes_nothing(tmp_path: Path) -> None:
+    put(tmp_path, "new")
+    left = [staged(tmp_path, "of the one who took over").name, layout.replaced_name(1, TOKEN)]
+    (tmp_path / left[1]).mkdir()
+
+    def lost() -> None:
+        raise errors.LockLost("another process took this step over", path=tmp_path, hint="")
+
+    with pytest.raises(errors.LockLost):
+        clear(tmp_path, 1, lost)
+    assert names(tmp_path) == sorted([*left, "step-1-hf"])
+    assert names(tmp_path / left[0]) == ["config.json"]
+
+
+def test_a_staging_directory_has_another_name_before_its_first_file_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging, published = staged(tmp_path, "new"), tmp_path / "step-1-hf"
+    unlink = os.unlink
+
+    def wake_its_owner(path: str, **given: int) -> None:
+        with pytest.raises(FileNotFoundError):
+            publish.publish(staging, published, 1, TOKEN, may_replace)
+        unlink(path, **given)
+
+    monkeypatch.setattr(os, "unlink", wake_its_owner)
+    clear(tmp_path, 1, lambda: None)
+    assert names(tmp_path) == []
+
+
+def test_what_a_dead_clearer_renamed_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / layout.discarded_name(1, TOKEN)).mkdir()
+    (tmp_path / layout.discarded_name(1, TOKEN) / "config.json").touch()
+    clear(tmp_path, 1, lambda: None)
+    assert names(tmp_path) == []
+
+
+def test_a_set_aside_directory_with_somebodys_files_is_not_removed(tmp_path: Path) -> None:
+    put(tmp_path, "new")
+    aside = tmp_path / layout.replaced_name(1, TOKEN)
+    aside.mkdir()
+    (aside / "thesis.tex").touch()
+    clear(tmp_path, 1, lambda: None)
+    assert names(tmp_path) == [aside.name, "step-1-hf"]
+
+
+def refuse_foreign(directory: Path) -> Existing | None:
+    return check_replaceable(directory, force=False, named=directory.with_name("step-1-hf"))
+
+
+def test_a_directory_that_appears_right_before_the_swap_is_left_and_named(swap: str, tmp_path: Path) -> None:
+    put(tmp_path, "notes").joinpath("thesis.tex").touch()
+    staging = staged(tmp_path, "new")
+    with pytest.raises(errors.OutputForeign, match="thesis"):
+        publish.publish(staging, tmp_path / "step-1-hf", 1, TOKEN, refuse_foreign)
+    assert names(tmp_path) == [staging.name, "step-1-hf"]
+    assert names(tmp_path / "step-1-hf") == ["config.json", "thesis.tex"]
+
+
+def test_files_that_appear_between_the_check_and_the_swap_are_put_back(swap: str, tmp_path: Path) -> None:
+    published, staging = put(tmp_path, "old"), staged(tmp_path, "new")
+    checked = []
+
+    def appear(directory: Path) -> Existing | None:
+        checked.append(directory)
+        found = refuse_foreign(directory)
+        (published / "thesis.tex").touch()
+        return found
+
+    with pytest.raises(errors.OutputForeign, match="thesis") as caught:
+        publish.publish(staging, published, 1, TOKEN, appear)
+    assert len(checked) == 2
+    assert caught.value.path == str(published)
+    assert names(tmp_path) == [staging.name, "step-1-hf"]
+    assert names(published) == ["config.json", "thesis.tex"]
+    assert names(staging) == ["config.json"]
+    assert (staging / "config.json").read_text() == "new"
+
+
+def test_a_directory_that_appears_where_none_was_is_left(
+    swap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging, rename = staged(tmp_path, "new"), publish._rename
+
+    def appear(old: Path, new: Path) -> None:
+        if not new.exists():
+            put(tmp_path, "notes").joinpath("thesis.tex").touch()
+        rename(old, new)
+
+    monkeypatch.setattr(publish, "_rename", appear)
+    with pytest.raises(errors.OutputForeign, match="thesis"):
+        publish.publish(staging, tmp_path / "step-1-hf", 1, TOKEN, refuse_foreign)
+    assert names(tmp_path / "step-1-hf") == ["config.json", "thesis.tex"]
+
+
+def test_somebodys_files_that_cannot_be_put_back_are_kept_under_a_name_that_nothing_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published, staging = put(tmp_path, "old"), staged(tmp_path, "new")
+    exchange, done = publish._exchange, []
+
+    def once(one: Path, other: Path) -> bool:
+        if done:
+            raise OSError(errno.EIO, "Input/output error")
+        (published / "thesis.tex").touch()
+        done.append(exchange(one, other))
+        return True
+
+    monkeypatch.setattr(publish, "_exchange", once)
+    with pytest.raises(errors.OutputForeign) as caught:
+        publish.publish(staging, published, 1, TOKEN, refuse_foreign)
+    publish.discard(staging)
+    clear(tmp_path, 1, lambda: None)
+    assert names(Path(caught.value.path)) == ["config.json", "thesis.tex"]
+    assert layout.parse_ours(Path(caught.value.path).name) is None
+
+
+def test_an_empty_directory_is_nobodys(swap: str, tmp_path: Path) -> None:
+    (tmp_path / "step-1-hf").mkdir()
+    staging = staged(tmp_path, "new")
+
+    def ours_only(directory: Path) -> Existing | None:
+        return check_replaceable(directory, force=False, ours_only=True)
+
+    assert publish.publish(staging, tmp_path / "step-1-hf", 1, TOKEN, ours_only) is None
+    assert names(tmp_path) == ["step-1-hf"]
+    assert names(tmp_path / "step-1-hf") == ["config.json"]
 
 
 def test_clearing_touches_one_step_only_and_nobodys_names(tmp_path: Path) -> None:
     kept = [layout.staging_name(2, TOKEN), layout.replaced_name(3, TOKEN), layout.lock_name(1), "step-1", ".dcp2hf-1"]
     for name in (*kept, layout.staging_name(1, TOKEN), layout.staging_name(1, "f" * 16)):
         (tmp_path / name).mkdir()
-    clear(tmp_path, 1)
+    clear(tmp_path, 1, lambda: None)
     assert names(tmp_path) == sorted(kept)
 
 
@@ -145,7 +280,7 @@ def test_a_rename_whose_answer_was_lost_has_happened(tmp_path: Path, monkeypatch
         raise FileNotFoundError(2, "on NFS a retried rename finds nothing")
 
     monkeypatch.setattr(publish.os, "rename", lose_the_answer)
-    publish.publish(staged(tmp_path, "new"), tmp_path / "step-1-hf", 1, TOKEN)
+    publish.publish(staged(tmp_path, "new"), tmp_path / "step-1-hf", 1, TOKEN, may_replace)
     assert names(tmp_path) == ["step-1-hf"]
 
 
@@ -156,7 +291,7 @@ def test_a_rename_that_failed_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
     staging = staged(tmp_path, "new")
     monkeypatch.setattr(publish.os, "rename", refuse)
     with pytest.raises(PermissionError):
-        publish.publish(staging, tmp_path / "step-1-hf", 1, TOKEN)
+        publish.publish(staging, tmp_path / "step-1-hf", 1, TOKEN, may_replace)
     assert staging.exists()
 
 
@@ -174,7 +309,7 @@ def test_every_file_and_folder_is_synced_before_it_is_named(tmp_path: Path, monk
     monkeypatch.setattr(os, "fsync", note)
     make_durable(staging)
     assert synced == {str(path) for path in (staging, *staging.rglob("*"))}
-    publish.publish(staging, tmp_path / "step-1-hf", 1, TOKEN)
+    publish.publish(staging, tmp_path / "step-1-hf", 1, TOKEN, may_replace)
     assert str(tmp_path) in synced
 
 
@@ -211,6 +346,16 @@ def test_a_folder_made_for_nothing_is_taken_away_again(tmp_path: Path) -> None:
     assert names(tmp_path) == ["hf"]
 
 
+@pytest.mark.parametrize("subdirectory", [True, False])
+def test_the_name_of_a_new_folder_is_durable_before_anything_is_published_in_it(
+    subdirectory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(publish, "fsync_directory", lambda path: synced.append(str(path)))
+    with publish.folder_for(tmp_path / "hf" if subdirectory else tmp_path):
+        assert synced == ([str(tmp_path)] if subdirectory else [])
+
+
 def test_what_has_a_successor_and_cannot_be_removed_undoes_no_publication(
     swap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,9 +366,9 @@ def test_what_has_a_successor_and_cannot_be_removed_undoes_no_publication(
 
     with monkeypatch.context() as patch:
         patch.setattr(publish, "remove_tree", refuse)
-        publish.publish(staged(tmp_path, "new"), published, 1, TOKEN)
+        publish.publish(staged(tmp_path, "new"), published, 1, TOKEN, may_replace)
     assert (published / "config.json").read_text() == "new"
-    clear(tmp_path, 1)
+    clear(tmp_path, 1, lambda: None)
     assert names(tmp_path) == ["step-1-hf"]
 
 

@@ -316,6 +316,19 @@ def test_somebody_elses_directory_and_ours_are_told_apart(make_run: MakeRun, tmp
     (found,) = [m for m in Look(tmp_path / "root").scan() if isinstance(m, Step)]
     (there,) = found.published
     assert (there.place, there.ours, there.up_to_date, there.foreign) == ("alongside", False, False, ("notes.txt",))
+    assert not there.empty
+
+
+def test_an_empty_directory_is_told_from_an_export_without_our_manifest(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("a", 10, 11)
+    (run / "step-10-hf").mkdir()
+    (run / "step-11-hf").mkdir()
+    (run / "step-11-hf" / "model.safetensors").touch()
+
+    found = {m.step: m.published[0] for m in Look(tmp_path / "root").scan() if isinstance(m, Step)}
+    assert {step: (p.ours, p.empty, p.foreign) for step, p in found.items()} == {
+        10: (False, True, ()), 11: (False, False, ()),
+    }  # fmt: skip
 
 
 def test_a_published_directory_that_is_removed_is_missed_at_the_second_look(make_run: MakeRun, tmp_path: Path) -> None:
@@ -382,6 +395,8 @@ def test_what_an_owner_elsewhere_left_is_swept_at_a_rescan_once_its_lock_did_not
     look = Look(tmp_path / "root")
     assert [m.names for m in look.scan() if isinstance(m, Swept)] == [()]
     os.utime(lock)
+    assert [m.names for m in look.scan(150.0) if isinstance(m, Swept)] == [()]
+    assert [m.names for m in look.scan(150.0) if isinstance(m, Swept)] == [()]
     assert [m.names for m in look.scan(150.0) if isinstance(m, Swept)] == [()]
     (names,) = [m.names for m in look.scan(150.0) if isinstance(m, Swept)]
     assert len(names) == 2

@@ -81,6 +81,14 @@ def test_somebody_elses_directory_where_nothing_is_published_is_no_obstacle() ->
     assert state(facts(published=(FOREIGN,)), run_facts(), None, None, with_(S, output="subdirectory")) == State.PENDING
 
 
+def test_an_empty_directory_is_nobodys_and_is_published_over() -> None:
+    empty = Published(place="alongside", ours=False, empty=True)
+
+    assert state(facts(published=(empty,)), run_facts(), None, None, S) == State.PENDING
+    done = row(state=State.DONE, wish="bfloat16/50000000000")
+    assert state(facts(published=(empty,)), run_facts(), done, None, S) == State.REMOVED, "rm -r is not at its end"
+
+
 def test_a_removed_directory_stays_removed_until_once_or_retry() -> None:
     done = row(state=State.DONE, wish="bfloat16/50000000000")
 

@@ -94,7 +94,7 @@ with lock.Lock(published.parent, 2) as held:
     staging = publish.staging_path(published.parent, 2, held.owner.token)
     shutil.copytree(published, staging)
     sys.addaudithook(cut)
-    publish.publish(staging, published, 2, held.owner.token)
+    publish.publish(staging, published, 2, held.owner.token, lambda directory: None)
 """
 
 
