@@ -20,7 +20,7 @@ from converter import errors
 from converter.chunks import Bytes
 from converter.errors import ABSENT
 from converter.exports import HFShard
-from converter.files import REFUSED, fsync_directory, named, read_into, walk
+from converter.files import REFUSED, named, read_into, walk
 from converter.manifest import FileEntry
 from converter.traffic import Traffic
 
@@ -75,11 +75,10 @@ class Writer:
             self.written[name].append((position, len(view), crc))
 
     def finish(self) -> None:
-        """On disk when this returns."""
+        """All bytes are on disk when this returns: of a file with unwritten pages, reading back would find those."""
         for name, fd in self._fds.items():
             with named(self._staging / name):
                 os.fsync(fd)
-        fsync_directory(self._staging)
 
 
 class Comparer:

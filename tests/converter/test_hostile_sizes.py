@@ -182,6 +182,14 @@ def test_no_honest_item_is_a_bomb() -> None:
     assert is_bomb(doubled(1))
 
 
+def test_a_memo_is_as_large_as_its_pickle_at_most() -> None:
+    def memo(place: int) -> bytes:
+        return b"\x80\x02Nr" + place.to_bytes(4, "little") + b"."
+
+    assert not is_bomb(memo(len(memo(0))))
+    assert is_bomb(memo(len(memo(0)) + 1))
+
+
 def test_a_header_that_claims_more_than_64_bits_is_no_header(tmp_path: Path) -> None:
     for shape in ("[4611686018427387904]", "[4000000000, 4000000000]", "[" + "1," * 16 + "1]"):
         text = b'{"a": {"dtype": "F32", "shape": %s, "data_offsets": [0, 4]}}' % shape.encode()

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -208,6 +209,66 @@ def test_what_was_moved_and_cannot_be_read_is_put_back(tmp_path: Path, monkeypat
         Lock(tmp_path, 1)._take_over(dead)
     assert owners.read(path) == dead
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_heartbeat_does_not_touch_the_lock_of_the_one_that_took_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.01)
+    with Lock(tmp_path, 1) as held:
+        os.utime(held.path, (1.0, 1.0))
+        while held.path.stat().st_mtime == 1.0:
+            time.sleep(0.01)
+        other = tmp_path / "other"
+        other.write_text(json.dumps(asdict(owner(token="3" * 16))))
+        os.utime(other, (1.0, 1.0))
+        os.rename(other, held.path)
+        time.sleep(0.2)
+        assert held.path.stat().st_mtime == 1.0
+
+
+def test_a_takeover_does_not_take_a_new_lock_in_which_no_owner_stands_yet_for_the_broken_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / layout.lock_name(1)
+    path.touch()
+    flock = lock.fcntl.flock
+
+    def after_another_takeover(fd: int, how: int) -> None:
+        path.unlink()
+        path.write_text("")  # just created, not written
+        flock(fd, how)
+
+    monkeypatch.setattr(lock.fcntl, "flock", after_another_takeover)
+    assert not Lock(tmp_path, 1)._take_over(None)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_release_that_comes_too_late_leaves_the_lock_of_the_one_that_took_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, rename = owner(token="3" * 16), os.rename
+
+    def after_a_long_stop(old: Path, new: Path) -> None:
+        leave(tmp_path, other)
+        rename(old, new)
+
+    with Lock(tmp_path, 1) as held:
+        monkeypatch.setattr(os, "rename", after_a_long_stop)
+    assert owners.read(held.path) == other
+    assert [found.name for found in tmp_path.iterdir()] == [held.path.name]
+
+
+def test_a_lock_that_was_made_when_a_signal_came_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Lock(tmp_path, 1)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(held._beat, "start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        held.__enter__()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_of_many_threads_one_holds_it_at_a_time(tmp_path: Path) -> None:

@@ -164,6 +164,22 @@ def test_connections_that_say_nothing_hold_nobody_up_and_are_dropped(monkeypatch
     served(test)
 
 
+def test_of_too_many_connections_the_oldest_alone_is_dropped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_WITHIN", 3600.0)
+
+    async def test(address: str) -> None:
+        silent = [await connect(address) for _ in range(listener.MOST_CONNECTIONS)]
+        silent.append(await connect(address))
+        async with asyncio.timeout(5):
+            assert await silent[0][0].read() == b""
+        await asyncio.sleep(0.2)
+        assert not [index for index, (reader, _) in enumerate(silent[1:]) if reader.at_eof()]
+        for _, writer in silent:
+            writer.close()
+
+    served(test)
+
+
 def test_of_connections_that_came_at_one_moment_those_dropped_before_their_turn_go_too() -> None:
     async def test(address: str) -> None:
         host, _, port = address.rpartition(":")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from daemon.database import NAME, DiskFailure, LedgerError, error_kind
@@ -101,6 +102,23 @@ def test_what_others_wrote_meanwhile_stays(kept: Callable[[], Kept], tmp_path: P
     assert one.ledger.changed(), "a retry is not lost"
     assert one.ledger.take_requests(["/r"]) == ["/r/a/step-10"]
     assert one.ledger.row("/r/a/step-10") == row(10)
+
+
+def test_a_save_of_a_time_without_the_disk_takes_the_place_of_the_one_before_it(
+    kept: Callable[[], Kept], tmp_path: Path
+) -> None:
+    before = Ledger.open(tmp_path)
+    before.put(row(10, state=State.DONE))
+    before.close()
+    with no_room():
+        one = kept()
+        assert list(one.ledger.rows()) == [], "in memory, without what the disk has"
+        newer = msgspec.structs.replace(row(10, state=State.FAILED), save_id="newer")
+        one.ledger.put(newer)
+
+    one.go_back()
+
+    assert list(Ledger.open(tmp_path).rows()) == [newer]
 
 
 def test_a_full_disk_at_the_start_is_no_reason_not_to_start(kept: Callable[[], Kept], tmp_path: Path) -> None:

@@ -63,6 +63,19 @@ def test_the_exit_code_is_the_result_there_whole_or_not_at_all(code: int, tmp_pa
     assert not list(tmp_path.glob(f"{NAME}{script.RESULT}.*"))
 
 
+def test_the_result_is_on_disk_before_it_has_its_name(tmp_path: Path) -> None:
+    """A node that loses its power must not leave an empty result: nobody would run the job again."""
+    tools, seen = tmp_path / "tools", tmp_path / "seen"
+    tools.mkdir()
+    (tools / "sync").write_text(f'#!/bin/sh\ncat "$1" >> {seen}\nls {tmp_path} >> {seen}\n')
+    (tools / "sync").chmod(0o755)
+
+    assert run(write(tmp_path, "pass"), PATH=f"{tools}:{os.environ['PATH']}").returncode == 0
+    code, *names = seen.read_text().splitlines()
+    assert code == "0"
+    assert [name.startswith(f"{NAME}{script.RESULT}.") for name in names if script.RESULT in name] == [True]
+
+
 def test_a_job_that_is_started_again_after_its_end_does_nothing(tmp_path: Path) -> None:
     made = write(tmp_path, "print('ran')")
 
