@@ -147,7 +147,7 @@ def _watch(folder: Path, address: str) -> int:
     try:
         from daemon import screen, status
 
-        screen.watch(status.looking(folder, address))
+        screen.watch(status.looking_again(folder, address))
     except KeyboardInterrupt:
         return 0
 
@@ -155,7 +155,10 @@ def _watch(folder: Path, address: str) -> int:
 def _retry(options: argparse.Namespace) -> int:
     from daemon.check import PATIENCE, problem_of
 
-    folder = config.state_dir(config.load(config=options.config))
+    settings, problem = config.load_for_status(config=options.config)
+    if problem:
+        print(f"dcp2hfd: the configuration cannot be used: {problem}", file=sys.stderr)
+    folder = config.state_dir(settings)
     path = os.path.abspath(options.path)
     if Ledger.read(folder) is None:
         raise LedgerError(

@@ -6,6 +6,7 @@ that names it.
 
 import contextlib
 import difflib
+import itertools
 import os
 import tomllib
 from collections.abc import Mapping
@@ -80,9 +81,7 @@ def load_for_status(
     except SettingsError as error:
         named = config or environ.get(CONFIG_VARIABLE)
         path = os.path.abspath(named) if named else DEFAULT_CONFIG
-        said: dict[str, Any] = {}
-        with contextlib.suppress(SettingsError):
-            said = _read(path)
+        said = _salvage(path)
         settings = Settings()
         for key in ("state_dir", "metrics_address"):
             value = environ.get(variable(key), said.get(key, getattr(settings, key)))
@@ -90,6 +89,18 @@ def load_for_status(
                 usable = _convert({key: _value(key, value, path, os.path.dirname(path))}, path)
                 settings = msgspec.structs.replace(settings, **{key: getattr(usable, key)})
         return settings, str(error)
+
+
+def _salvage(path: str) -> dict[str, Any]:
+    """What can be read of a file that may be no TOML: its keys before the first table, line by line."""
+    said: dict[str, Any] = {}
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in itertools.takewhile(
+            lambda line: not line.startswith("["), Path(path).read_text("utf-8").splitlines()
+        ):
+            with contextlib.suppress(tomllib.TOMLDecodeError):
+                said |= tomllib.loads(line)
+    return said
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -73,6 +73,10 @@ MIGRATIONS = (
     ALTER TABLE daemons ADD COLUMN config_error TEXT NOT NULL DEFAULT '';
     ALTER TABLE runs ADD COLUMN keep_latest_k INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    ALTER TABLE steps ADD COLUMN checkpoint_gone INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE steps ADD COLUMN output_gone INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """What brings the schema from one version to the next; released ones are never changed."""
 

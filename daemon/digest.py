@@ -10,6 +10,7 @@ import msgspec
 
 from daemon.database import Connection, Record
 from daemon.messages import Answer
+from daemon.missing import GONE
 from daemon.records import COLUMNS, Row, row_of
 
 _STEP_COLUMNS = ", ".join(f"s.{name}" for name in COLUMNS)
@@ -67,7 +68,7 @@ class Digest:
         """Steps that are not converted for an error, with when that was said (epoch seconds), the last ones first."""
         found = self._db.execute(
             f"SELECT {_STEP_COLUMNS}, s.updated FROM steps s "
-            "WHERE s.current AND s.error IS NOT NULL ORDER BY s.updated DESC LIMIT ?",
+            f"WHERE s.current AND s.error IS NOT NULL AND NOT ({GONE}) ORDER BY s.updated DESC LIMIT ?",
             (most,),
         )
         return [(_step_of(record), record["updated"]) for record in found.fetchall()]

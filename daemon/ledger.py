@@ -16,6 +16,7 @@ from daemon.database import Connection, Record, transaction
 from daemon.digest import Digest
 from daemon.jobbook import JobBook
 from daemon.messages import Answer
+from daemon.missing import Listings
 from daemon.outbox import Outbox
 from daemon.process import is_alive, owner_of
 from daemon.records import COLUMNS, AttemptKey, Ended, Outcome, Row, State, row_of
@@ -25,7 +26,7 @@ from daemon.verdict import Block
 _FORGIVEN = (State.FAILED, State.QUARANTINED, State.REMOVED, State.UNSUPPORTED, State.FOREIGN, State.VANISHED)
 
 
-class Ledger(Outbox, Digest, JobBook, RootStates):
+class Ledger(Outbox, Digest, JobBook, RootStates, Listings):
     """One open ledger."""
 
     def __init__(self, connection: Connection) -> None:
@@ -104,7 +105,8 @@ class Ledger(Outbox, Digest, JobBook, RootStates):
             self._db.execute(
                 f"INSERT INTO steps ({names}, current, first_seen, updated) "
                 f"VALUES ({', '.join(f':{name}' for name in COLUMNS)}, 1, :now, :now) "
-                f"ON CONFLICT (path, save_id) DO UPDATE SET current = 1, updated = excluded.updated, {update}",
+                "ON CONFLICT (path, save_id) DO UPDATE SET current = 1, updated = excluded.updated, "
+                f"output_gone = CASE excluded.state WHEN 'done' THEN 0 ELSE output_gone END, {update}",
                 values,
             )
         return True

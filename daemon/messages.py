@@ -139,6 +139,16 @@ class RunGone(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     run: str
 
 
+class Inventory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="inventory"):
+    """The numbers of a run's steps and exports as a listing showed them, in one message or in several."""
+
+    run: str
+    steps: tuple[int, ...] = ()
+    exports: tuple[int, ...] = ()
+    """Numbers of the published directories, ours or not, in either place."""
+    is_last: bool = True
+
+
 class Scanning(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="scanning"):
     """A scan of the whole root begins: the root is there."""
 
@@ -154,6 +164,8 @@ class Scanned(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
     steps: int
     settling: int
     """Steps that will be known within seconds."""
+    is_whole: bool = True
+    """It looked into every folder, and every folder could be listed."""
 
 
 class Swept(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="swept"):
@@ -178,7 +190,9 @@ class Unreachable(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
 
 
 ToScanner = Config | Known | Begin | Look | Sweep
-FromScanner = Started | Alive | Run | Step | Gone | RunGone | Scanning | Scanned | Swept | Said | Unreachable
+FromScanner = (
+    Started | Alive | Run | Step | Gone | RunGone | Inventory | Scanning | Scanned | Swept | Said | Unreachable
+)
 
 encode = msgspec.json.Encoder().encode
 _to_scanner: msgspec.json.Decoder[ToScanner] = msgspec.json.Decoder(ToScanner)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from daemon.database import Connection
+from daemon.missing import GONE, STANDS
 
 
 class Group(NamedTuple):
@@ -36,11 +37,12 @@ class Overview(NamedTuple):
 def of(db: Connection) -> Overview:
     """One pass over the steps, and one for those that wait."""
     groups = db.execute(
-        "SELECT run, state, error, count(*), max(updated) FROM steps WHERE current GROUP BY run, state, error"
+        f"SELECT run, {STANDS} AS stands, CASE WHEN {GONE} THEN NULL ELSE error END AS why, count(*), max(updated) "
+        "FROM steps WHERE current GROUP BY run, stands, why"
     )
     waiting = db.execute(
         "SELECT path, run, complete_at FROM steps "
-        "WHERE current AND state IN ('pending', 'failed', 'running') AND complete_at IS NOT NULL"
+        f"WHERE current AND state IN ('pending', 'failed', 'running') AND complete_at IS NOT NULL AND NOT ({GONE})"
     )
     return Overview([Group(*row) for row in groups], [Waiting(*row) for row in waiting])
 

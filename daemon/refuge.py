@@ -130,7 +130,16 @@ def _set_aside(folder: Path) -> Path:
 
 def _merge(memory: database.Connection, path: Path) -> None:
     """Writes what `memory` holds into the ledger at `path`. Raises Failure, and then nothing of it was written."""
-    steps = ", ".join([*(field.name for field in msgspec.structs.fields(Row)), "current", "first_seen", "updated"])
+    steps = ", ".join(
+        [
+            *(field.name for field in msgspec.structs.fields(Row)),
+            "current",
+            "first_seen",
+            "updated",
+            "checkpoint_gone",
+            "output_gone",
+        ]
+    )
     update = ", ".join(f"{name} = excluded.{name}" for name in steps.split(", "))
     attempts = "started, ended, owner, result, error, message, path, hint, seconds, event"
     taken = ", ".join(f"a.{name}" for name in attempts.split(", "))

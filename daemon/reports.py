@@ -30,7 +30,7 @@ class StepReport(TypedDict):
     """The newest save of a step."""
 
     step: int
-    path: str
+    path: Annotated[str | None, Meta(description="null where the checkpoint is gone.")]
     state: Annotated[str, Meta(description="One of the states in docs/events.md.")]
     reason: Annotated[str, Meta(description="Why it is not done; empty if there is nothing to say.")]
     save_id: Annotated[str | None, Meta(description="null until the step is complete.")]
@@ -40,7 +40,9 @@ class StepReport(TypedDict):
     bytes_read: int | None
     bytes_written: int | None
     model_bytes: Annotated[int | None, Meta(description="Of the model's tensors in the checkpoint.")]
-    output: Annotated[str | None, Meta(description="Where it is published, or was going to be.")]
+    output: Annotated[
+        str | None, Meta(description="Where it is published, or is going to be; null where that is gone.")
+    ]
     error: Annotated[str | None, Meta(description="A class of docs/errors.md.")]
     hint: str | None
     retry_at: Annotated[

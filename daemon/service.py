@@ -19,12 +19,14 @@ from daemon.conversions import Conversions
 from daemon.deliveries import Deliveries
 from daemon.health import Pulse
 from daemon.hooks import Hooks
+from daemon.inventories import Inventories
 from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import (
     Alive,
     FromScanner,
     Gone,
+    Inventory,
     Run,
     RunGone,
     Said,
@@ -84,6 +86,7 @@ class Service:
         self._clock = clock
         self._watchers = Watchers(self._watcher, self._on_root_left)
         news = News(ledger, log, once=self._once)
+        self._inventories = Inventories(ledger)
         self._tally, self._presence, self._pulse, self._samples = Tally(), Presence(), Pulse(), Samples(ledger)
         hooks = Hooks(ledger, settings_of=self._settings_for, clock=clock)
         self._deliveries = Deliveries(
@@ -189,6 +192,7 @@ class Service:
     def _on_message(self, root: str, message: FromScanner) -> None:
         if self._presence.on_message(root, message):
             self._samples.keep(root, self._presence.runs(root))
+        self._inventories.on_message(root, message)
         match message:
             case Started(observer=observer, mount=mount):
                 self._log.info("root_watched", root=root, observer=observer, mount=mount)
@@ -210,7 +214,7 @@ class Service:
                 self._note_root(root, "watched" if runs else "empty")
             case RunGone():
                 self._tracker.on_run_gone(message)
-            case Alive() | Swept():
+            case Alive() | Swept() | Inventory():
                 return
         self._wake.set()
 

@@ -1,8 +1,10 @@
 """Owns what `dcp2hfd status` knows: the ledger as JSON for scripts, as plain columns where it is piped (`screen` draws)."""
 
 import json
+import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,26 +12,34 @@ import msgspec
 
 from converter.columns import columns
 from converter.errors import printable
-from daemon import database, live, units, verdict
+from daemon import database, live, looking, units, verdict
 from daemon.jobbook import Job
 from daemon.ledger import Ledger
+from daemon.looking import Looked
+from daemon.missing import Missing, stands
 from daemon.records import Row, State
 from daemon.reports import DaemonReport, JobReport, Report, RetentionReport, RootReport, RunReport, StepReport
 
 HEAD = ("step", "state", "attempts", "took", "size", "what")
+LOOK = 10.0
+"""Seconds between two looks of `--watch` at a disk that no daemon watches."""
 
 
 def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
     """The whole status as JSON, a `reports.Report`. Times are ISO 8601 UTC, sizes bytes, durations seconds.
 
-    A step that a dead daemon left `running` is pending.
+    A step that a dead daemon left `running` is pending. Roots that no daemon watches now are looked at.
     """
     runs: dict[str, RunReport] = {}
     keeps = ledger.retention() if ledger is not None else {}
     daemons = ledger.daemons() if ledger is not None else []
     attempts = ledger.last_attempts() if ledger is not None else {}
     jobs = ledger.last_jobs() if ledger is not None else {}
-    for row in ledger.rows() if ledger is not None else ():
+    missing = ledger.missing() if ledger is not None else {}
+    rows = list(ledger.rows()) if ledger is not None else []
+    states = roots(ledger) if ledger is not None else []
+    seen = _look_at_unwatched(rows, states)
+    for row in rows:
         run = runs.setdefault(
             row.run,
             {
@@ -40,11 +50,17 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
                 "steps": [],
             },
         )
-        run["steps"].append(step(row, attempts.get(row.path, {}), jobs.get(row.path), is_running=bool(daemons)))
+        there = seen[row.root].runs.get(row.run) if row.root in seen else None
+        gone = (
+            missing.get(row.path)
+            if there is None
+            else Missing(row.step not in there.steps, row.step not in there.exports)
+        )
+        run["steps"].append(step(row, attempts.get(row.path, {}), jobs.get(row.path), gone, is_running=bool(daemons)))
     made: Report = {
         "state_dir": str(folder),
         "config_error": None,
-        "roots": roots(ledger) if ledger is not None else [],
+        "roots": states,
         "daemons": [cast(DaemonReport, d | {"since": units.utc(d["since"])}) for d in daemons],
         "runs": sorted(runs.values(), key=lambda run: run["path"]),
     }
@@ -73,15 +89,43 @@ def retention(keep_latest_k: int) -> RetentionReport | None:
     }
 
 
-def step(row: Row, attempt: dict[str, Any], job: Job | None, *, is_running: bool) -> StepReport:
+def _look_at_unwatched(rows: list[Row], states: list[RootReport]) -> dict[str, Looked]:
+    """What is there of the roots that no daemon watches now, by root; says in `states` which of them cannot be listed."""
+    unwatched: dict[str, set[str]] = {}
+    watched = {root["root"] for root in states if root["state"] not in ("unwatched", "left")}
+    for row in rows:
+        if row.root not in watched:
+            unwatched.setdefault(row.root, set()).add(row.run)
+    looks = [partial(looking.at_root, root, runs) for root, runs in unwatched.items()]
+    hangs = Looked(f"no answer within {looking.PATIENCE:.0f} s: does its mount hang?", {})
+    found = {
+        root: seen or hangs for root, seen in zip(unwatched, looking.within(looking.PATIENCE, *looks), strict=True)
+    }
+    for root in states:
+        if root["root"] in found and not root["message"]:
+            root["message"] = found[root["root"]].problem
+    return found
+
+
+def step(
+    row: Row, attempt: dict[str, Any], job: Job | None, missing: Missing | None = None, *, is_running: bool
+) -> StepReport:
     """One step, with the last attempt at it and its job; `is_running`: a daemon has this ledger in use."""
     event = attempt.get("event", {})
     state = State.PENDING if row.state == State.RUNNING and not is_running else row.state
     if state == State.RUNNING:  # what an earlier attempt met is over
         row = msgspec.structs.replace(row, reason="", error=None, hint="")
+    missing = missing or Missing()
+    if (now := stands(state, missing)) != state:
+        was_published = row.state in (State.DONE, State.REMOVED)
+        reason, hint = "neither its checkpoint nor its export is there" if was_published else "the step is gone", ""
+        if now == State.REMOVED:
+            reason, hint = "the published directory was removed", f"to have it again: dcp2hfd retry {row.path}"
+        state, row = now, msgspec.structs.replace(row, reason=reason, error=None, hint=hint)
+    is_nowhere = state in (State.VANISHED, State.REMOVED)
     return {
         "step": row.step,
-        "path": row.path,
+        "path": None if missing.checkpoint or state == State.VANISHED else row.path,
         "state": str(state),
         "reason": row.reason,
         "save_id": row.save_id or None,
@@ -91,11 +135,11 @@ def step(row: Row, attempt: dict[str, Any], job: Job | None, *, is_running: bool
         "bytes_read": event.get("bytes_read"),
         "bytes_written": event.get("bytes_written"),
         "model_bytes": row.answer.model_bytes if row.answer else None,
-        "output": row.output,
+        "output": None if is_nowhere else row.output,
         "error": row.error,
         "hint": row.hint or None,
         "retry_at": units.utc(row.next_attempt)
-        if row.next_attempt is not None and row.state in (State.FAILED, State.QUARANTINED)
+        if row.next_attempt is not None and state in (State.FAILED, State.QUARANTINED)
         else None,
         "last_attempt_at": units.utc(attempt["started"]) if attempt else None,
         "job": _job(job) if job is not None else None,
@@ -130,21 +174,23 @@ def look(folder: Path, address: str = "") -> dict[str, Any]:
             ledger.close()
 
 
-def looking(folder: Path, address: str = "") -> Callable[[], dict[str, Any]]:
+def looking_again(folder: Path, address: str = "") -> Callable[[], dict[str, Any]]:
     """`look` for somebody who looks again and again: reads 10,000 steps anew only where something was written.
 
-    Who runs is asked each time: a daemon that is killed writes nothing.
+    Who runs is asked each time: a daemon that is killed writes nothing. While none runs, the disk is asked every `LOOK`.
     """
     before: tuple[Any, ...] = ()
     found: dict[str, Any] = {}
+    last = float("-inf")
 
     def again() -> dict[str, Any]:
-        nonlocal before, found
+        nonlocal before, found, last
         ledger, written = Ledger.read(folder), database.written(folder)
         try:
             now = (written, ledger and ledger.daemons())
-            if now != before:
-                before, found = now, report(ledger, folder)
+            is_due = not found.get("daemons") and time.monotonic() - last > LOOK
+            if now != before or is_due:
+                before, found, last = now, report(ledger, folder), time.monotonic()
             live.add_progress(found, address)
         finally:
             if ledger is not None:

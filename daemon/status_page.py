@@ -106,10 +106,14 @@ class StatusPage:
         """These runs and their newest steps, in this order; those that nobody knows are left out."""
         self._look()
         groups = self._groups
-        jobs = self._s.ledger.last_jobs()
+        jobs, missing = (
+            self._s.ledger.last_jobs(),
+            self._s.ledger.missing(known := [run for run in runs if run in groups]),
+        )
         steps: dict[str, list[tuple[Row, StepReport]]] = defaultdict(list)
-        for row, attempt in self._s.ledger.newest([run for run in runs if run in groups], each):
-            steps[row.run].append((row, status.step(row, attempt, jobs.get(row.path), is_running=True)))
+        for row, attempt in self._s.ledger.newest(known, each):
+            told = status.step(row, attempt, jobs.get(row.path), missing.get(row.path), is_running=True)
+            steps[row.run].append((row, told))
         return {"runs": [_run_of(groups[run], found) for run in runs if (found := steps.get(run))]}
 
     def _look(self) -> None:

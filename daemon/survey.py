@@ -14,6 +14,7 @@ from typing import NamedTuple
 from converter import errors, layout, lock
 from converter.limits import Limits
 from daemon import messages, roots
+from daemon.inventory import InventoryTrack
 from daemon.messages import Answer, Config
 from daemon.probe import probe
 from daemon.runtrack import RunTrack
@@ -61,6 +62,8 @@ class Survey:
         self._failed: set[str] = set()
         """Folders that could not be listed in this scan: what is below them is not gone."""
         self._runs: dict[str, RunTrack] = {}
+        self._inventories: dict[str, InventoryTrack] = {}
+        """Of runs, and of folders in which only exports are left of one."""
         self._last_full = float("-inf")
         self._root_failed_since: float | None = None
 
@@ -93,11 +96,17 @@ class Survey:
             self._earlier, self._listed = self._listed, {}
             self._changed.clear()
         self._failed.clear()
-        found = set()
+        found, walked = set(), set()
         for path, folder in self._walk(self._config.root, self._config.max_depth, into_runs=full):
+            walked.add(path)
             if folder.is_run:
                 found.add(path)
                 self._look_at_run(path, folder, full)
+            elif folder.published or layout.SUBDIRECTORY in folder.subfolders or path in self._inventories:
+                self._take_inventory(path, folder, self._below(path, folder))
+        for path in [path for path in self._inventories if path not in walked]:
+            if not self._is_unseen(path, found, full):
+                self._take_inventory(path, None, None)
         for path in [path for path in self._runs if path not in found and not self._is_unseen(path, found, full)]:
             if self._runs[path].missing():
                 del self._runs[path]
@@ -111,6 +120,7 @@ class Survey:
                 runs=len(self._runs),
                 steps=sum(len(run.steps) for run in self._runs.values()),
                 settling=sum(run.settling() for run in self._runs.values()),
+                is_whole=full and not self._failed,
             )
         )
 
@@ -224,7 +234,7 @@ class Survey:
 
     # Runs
     def _look_at_run(self, path: str, folder: roots.Folder, full: bool) -> None:
-        below = self._list(f"{path}/{layout.SUBDIRECTORY}") if layout.SUBDIRECTORY in folder.subfolders else None
+        below = self._below(path, folder)
         run = self._runs.get(path)
         if run is None:
             run = self._runs[path] = RunTrack(
@@ -236,6 +246,30 @@ class Survey:
             raise
         except Exception as error:  # whatever is in a run that we did not foresee, the others go on
             self._voice.say("run_failed", path, f"{type(error).__name__}: {error}")
+        self._take_inventory(path, folder, below)
+
+    def _below(self, path: str, folder: roots.Folder) -> roots.Folder | None:
+        """Its `hf` folder, if it has one that can be listed."""
+        return self._list(f"{path}/{layout.SUBDIRECTORY}") if layout.SUBDIRECTORY in folder.subfolders else None
+
+    def _take_inventory(self, path: str, folder: roots.Folder | None, below: roots.Folder | None) -> None:
+        """Says which steps and exports are there, where that is news; no `folder`: it was not found."""
+        if folder is not None and below is None and layout.SUBDIRECTORY in folder.subfolders:
+            return  # it could not be listed just now
+        exports = [one.published for one in (folder, below) if one is not None and one.published]
+        steps = folder.steps if folder is not None else frozenset()
+        if path not in self._inventories and not steps and not exports:
+            return
+        track = self._inventories.setdefault(path, InventoryTrack(path))
+        said, again = track.look(
+            steps, exports[0] if len(exports) == 1 else frozenset().union(*exports), self._voice.now()
+        )
+        for message in said:
+            self._voice.emit(message)
+        if again is not None:
+            self._voice.wake(again)
+        if track.is_empty:
+            del self._inventories[path]
 
     def _probe(self, path: str, metadata_size: int) -> Answer:
         return probe(

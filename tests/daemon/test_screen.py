@@ -173,7 +173,7 @@ Ledger.open(Path({str(tmp_path / "state")!r})).register("watch")
 print("there", flush=True)
 sys.stdin.read()
 """], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
-    look = status.looking(tmp_path / "state")
+    look = status.looking_again(tmp_path / "state")
     try:
         assert sleeper.stdout is not None
         sleeper.stdout.readline()
@@ -192,7 +192,7 @@ def test_looking_writes_nothing(ledger: Ledger, tmp_path: Path) -> None:
     finish(ledger, 10)
     ledger.close()
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "state").iterdir()}
-    look = status.looking(tmp_path / "state")
+    look = status.looking_again(tmp_path / "state")
     look()
     look()
 

@@ -10,7 +10,20 @@ import pytest
 
 from converter import manifest, run_config, storage
 from daemon import messages
-from daemon.messages import Answer, Config, Gone, Run, RunGone, Said, Scanned, Step, Swept, Unreachable, answer_of
+from daemon.messages import (
+    Answer,
+    Config,
+    Gone,
+    Inventory,
+    Run,
+    RunGone,
+    Said,
+    Scanned,
+    Step,
+    Swept,
+    Unreachable,
+    answer_of,
+)
 from daemon.settings import Settings
 from daemon.survey import Survey
 from tests.daemon.conftest import add_step
@@ -94,7 +107,7 @@ def test_the_run_is_said_before_its_steps_with_what_decides_where_they_go(make_r
     make_run("a/checkpoint", 10)
     said = Look(tmp_path / "root").scan()
 
-    assert [type(message) for message in said] == [Run, Step, Scanned]
+    assert [type(message) for message in said] == [Run, Step, Inventory, Scanned]
     assert isinstance(said[0], Run)
     assert said[0].name == "a"
     assert said[0].config is not None

@@ -1,0 +1,251 @@
+"""`dcp2hfd status` tells the truth about now: it names no path of what is gone, whether or not a daemon watches."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import looking, messages
+from daemon.inventory import MOST, InventoryTrack
+from daemon.ledger import Ledger
+from daemon.messages import Inventory
+from daemon.records import State
+from tests.daemon.conftest import add_step, row
+from tests.daemon.running import REPOSITORY, Daemon, clean, daemons, wait_until
+
+SERVE = Path(__file__).with_name("serve.py")
+FAST = {"DCP2HF_POLL_INTERVAL": "0.3", "DCP2HF_RESCAN_INTERVAL": "1s"}
+MakeRun = Callable[..., Path]
+Start = Callable[..., Daemon]
+Ask = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with daemons() as begin:
+        yield lambda *arguments, **environ: begin(SERVE, tmp_path / "state", *arguments, **FAST | environ)
+
+
+def run_command(tmp_path: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "daemon", *arguments], env=clean({"DCP2HF_STATE_DIR": str(tmp_path / "state")} | environ),
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Ask:
+    """`dcp2hfd status --json`, as a dictionary."""
+
+    def status(*arguments: str, **environ: str) -> dict[str, Any]:
+        said = run_command(tmp_path, "status", "--json", *arguments, **environ)
+        assert said.returncode == 0, said.stderr
+        return dict(json.loads(said.stdout))
+
+    return status
+
+
+def shown(found: dict[str, Any]) -> dict[int, tuple[str, str | None, str | None]]:
+    """Of each step its state and the names that are said to be there."""
+    name = lambda path: path and Path(path).name  # noqa: E731
+    return {
+        step["step"]: (step["state"], name(step["path"]), name(step["output"]))
+        for run in found["runs"]
+        for step in run["steps"]
+    }
+
+
+def root(found: dict[str, Any], path: Path) -> dict[str, Any]:
+    return next(one for one in found["roots"] if one["root"] == str(path))
+
+
+DONE_10, DONE_20 = ("done", "step-10", "step-10-hf"), ("done", "step-20", "step-20-hf")
+
+
+def test_what_training_purges_is_no_longer_named_while_a_daemon_watches(
+    make_run: MakeRun, tmp_path: Path, start: Start, ask: Ask
+) -> None:
+    run = make_run("a", 10, 20)
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_succeeded", 2)
+    wait_until(lambda: shown(ask()) == {10: DONE_10, 20: DONE_20})
+    shutil.rmtree(run / "step-10")
+    wait_until(lambda: shown(ask()) == {10: ("done", None, "step-10-hf"), 20: DONE_20})
+    shutil.rmtree(run / "step-10-hf")
+    wait_until(lambda: shown(ask()) == {10: ("vanished", None, None), 20: DONE_20})
+
+    assert "step-10" not in run_command(tmp_path, "status").stdout
+    assert daemon.stop() == 0
+    assert shown(ask()) == {10: ("vanished", None, None), 20: DONE_20}, "nor afterwards"
+
+
+def test_what_is_purged_while_no_daemon_runs_is_no_longer_named_then_nor_after_the_next_start(
+    make_run: MakeRun, tmp_path: Path, start: Start, ask: Ask
+) -> None:
+    run = make_run("a", 10, 20, 30)
+    (run / "behaviour-step-30").write_text("fail MachineFailure backoff")
+    assert start("--once", str(tmp_path / "root")).end() == 1
+    assert shown(ask())[30] == ("failed", "step-30", None)
+    for name in ("step-10", "step-10-hf", "step-20-hf", "step-30"):
+        shutil.rmtree(run / name)
+    gone = ("vanished", None, None)
+
+    assert shown(ask()) == {10: gone, 20: ("removed", "step-20", None), 30: gone}
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("root_watched")
+    wait_until(lambda: shown(ask()) == {10: gone, 20: ("removed", "step-20", None), 30: gone})
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("output", ["alongside", "subdirectory"])
+def test_exports_are_named_for_as_long_as_they_are_there_though_all_steps_of_their_run_are_gone(
+    output: str, make_run: MakeRun, tmp_path: Path, start: Start, ask: Ask
+) -> None:
+    run = make_run("a", 10, 20)
+    daemon = start(str(tmp_path / "root"), DCP2HF_OUTPUT=output)
+    daemon.wait_for("conversion_succeeded", 2)
+    for step in (10, 20):
+        shutil.rmtree(run / f"step-{step}")
+    left = {10: ("done", None, "step-10-hf"), 20: ("done", None, "step-20-hf")}
+    wait_until(lambda: shown(ask()) == left)
+    assert daemon.stop() == 0
+    daemon = start(str(tmp_path / "root"), DCP2HF_OUTPUT=output)
+    wait_until(lambda: root(ask(), tmp_path / "root")["state"] == "empty")
+    assert shown(ask()) == left
+    shutil.rmtree(run)
+    wait_until(lambda: shown(ask()) == {10: ("vanished", None, None), 20: ("vanished", None, None)})
+
+    assert daemon.stop() == 0
+
+
+def test_an_export_that_is_made_again_is_named_again(make_run: MakeRun, tmp_path: Path, start: Start, ask: Ask) -> None:
+    run = make_run("a", 10)
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_succeeded")
+    shutil.rmtree(run / "step-10-hf")
+    wait_until(lambda: shown(ask()) == {10: ("removed", "step-10", None)})
+    assert run_command(tmp_path, "retry", str(run / "step-10")).returncode == 0
+    daemon.wait_for("conversion_succeeded", 2)
+
+    assert shown(ask()) == {10: DONE_10}
+    assert daemon.stop() == 0
+
+
+def test_status_and_retry_work_while_the_configuration_does_not(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    assert start("--once", str(tmp_path / "root")).end() == 0
+    config = tmp_path / "dcp2hf.toml"
+    config.write_text(f'state_dir = "state"\nroots = ["{tmp_path}/root"]\nworkerz = 2\n')
+    outside = clean({})
+    for text in (config.read_text(), config.read_text() + "workers = = 3\n"):
+        config.write_text(text)
+        said, tried = (
+            subprocess.run(
+                [sys.executable, "-m", "daemon", *command, "--config", str(config)], env=outside, cwd=REPOSITORY,
+                capture_output=True, text=True, check=False,
+            )
+            for command in (["status"], ["retry", str(run)])
+        )  # fmt: skip
+
+        assert (said.returncode, tried.returncode) == (0, 0)
+        assert said.stderr.startswith("dcp2hfd: the configuration cannot be used: ")
+        assert f"{run}/step-10-hf" in said.stdout
+        assert "1 step at" in tried.stdout
+
+
+def test_a_root_that_does_not_answer_holds_status_up_for_seconds_only_and_no_other_root(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def hang() -> looking.Looked:
+        return looking.Looked(pipe.read_text(), {})
+
+    assert looking.within(0.2, hang, lambda: looking.at_root(str(tmp_path), [])) == [None, looking.Looked("", {})]
+
+
+def test_a_root_that_cannot_be_listed_is_no_purge_and_is_named(
+    make_run: MakeRun, tmp_path: Path, start: Start, ask: Ask
+) -> None:
+    make_run("a", 10)
+    assert start("--once", str(tmp_path / "root")).end() == 0
+    (tmp_path / "root").rename(tmp_path / "elsewhere")
+    found = ask()
+
+    assert shown(found) == {10: DONE_10}
+    assert root(found, tmp_path / "root")["message"] == "it cannot be listed now: No such file or directory"
+
+
+def test_a_root_that_is_away_for_a_while_brings_everything_back_as_it_was(
+    make_run: MakeRun, tmp_path: Path, start: Start, ask: Ask
+) -> None:
+    run = make_run("a", 10)
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_succeeded")
+    (tmp_path / "root").rename(tmp_path / "elsewhere")
+    daemon.wait_for("root_unreachable")
+    assert shown(ask()) == {10: DONE_10}, "a root that cannot be listed says nothing of what is in it"
+    (tmp_path / "root").mkdir()  # the empty mount point
+    wait_until(lambda: shown(ask()) == {10: ("vanished", None, None)})
+    (tmp_path / "elsewhere" / run.name).rename(run)
+    wait_until(lambda: shown(ask()) == {10: DONE_10})
+
+    assert daemon.stop() == 0
+
+
+def test_steps_that_were_purged_while_no_daemon_ran_wait_no_longer_and_are_no_error(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path)
+    ledger.put(row(10, state=State.FAILED, error="MachineFailure", complete_at=1.0))
+    ledger.put(row(20, state=State.DONE, output="/r/a/step-20-hf"))
+    ledger.nothing_left("/r", but=["/r/b"])
+
+    assert [(group.state, group.error, group.steps) for group in ledger.overview().groups] == [("vanished", None, 2)]
+    assert ledger.overview().waiting == []
+    assert ledger.last_errors(10) == []
+    ledger.take_inventory("/r/a", [10], [20])
+    assert {group.state for group in ledger.overview().groups} == {"failed", "done"}
+
+
+# Inventories
+def test_a_name_that_is_missing_for_a_moment_is_not_gone() -> None:
+    track = InventoryTrack("/r/a")
+    track.look(frozenset({10, 20}), frozenset({10}), 100.0)
+
+    assert track.look(frozenset({20, 30}), frozenset(), 101.0) == (
+        [Inventory(run="/r/a", steps=(10, 20, 30), exports=(10,))], 102.0
+    )  # fmt: skip
+    assert track.look(frozenset({10, 20, 30}), frozenset({10}), 101.5) == ([], None)
+    assert track.look(frozenset({20, 30}), frozenset({10}), 110.0) == ([], 111.0)
+    assert track.look(frozenset({20, 30}), frozenset({10}), 111.0) == (
+        [Inventory(run="/r/a", steps=(20, 30), exports=(10,))], None
+    )  # fmt: skip
+
+
+def test_an_inventory_of_many_steps_comes_in_lines_that_are_not_cut() -> None:
+    many = frozenset(range(10**12, 10**12 + MOST * 2))
+    said, _ = InventoryTrack("/r/" + "a" * 4000).look(many, many, 0.0)
+
+    assert len(said) == 4
+    assert {number for one in said for number in one.steps} == many
+    assert [one.is_last for one in said] == [False, False, False, True]
+    assert max(len(messages.encode(one)) for one in said) < 1 << 16
+
+
+def test_a_step_that_comes_while_a_daemon_watches_is_in_the_inventory_at_once(
+    make_run: MakeRun, tmp_path: Path, saved: Path, start: Start, ask: Ask
+) -> None:
+    run = make_run("a", 10)
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_succeeded")
+    add_step(saved, run, 20)
+    daemon.wait_for("conversion_succeeded", 2)
+
+    assert shown(ask()) == {10: DONE_10, 20: DONE_20}
+    assert daemon.stop() == 0
