@@ -74,6 +74,7 @@ class Asking:
         vocabulary.check_vocabulary(
             self._source.run, settled["rows"], said["length"], max(said["highest"], self._found.highest_id), where
         )
+        said["warnings"] += vocabulary.invented_tokens(said["invented"], settled["rows"])
         return said
 
     def _train(self) -> dict[str, Any]:

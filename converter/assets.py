@@ -30,6 +30,12 @@ _MOST = 1000
 _NEWER_CLASSES = frozenset({"TokenizersBackend", "PythonBackend", "SentencePieceBackend"})
 """`tokenizer_class` values that transformers 5 writes and 4.x cannot load."""
 
+_PLAIN = {
+    "do_sample": (False,), "temperature": (1.0,), "top_k": (0, 50), "top_p": (1.0,), "min_p": (0.0,), "typical_p": (1.0,),
+    "repetition_penalty": (1.0,),
+}  # fmt: skip
+"""Keys of a generation config with the values that change nothing: transformers' defaults, or what switches one off."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -249,16 +255,37 @@ def disagreements(config: dict[str, Any], assets: Assets, special: dict[str, int
         if len(stated) > 1 and not set.intersection(*stated.values()):
             what = f"{name.upper()} differs: " + ", ".join(f"{who} {sorted(ids)}" for who, ids in stated.items())
             found.append(errors.brief(what))
+    found += sampling(generation)
     tokenizer_config = parse_json(assets.tokenizer.get("tokenizer_config.json", b"{}"))
     if not isinstance(tokenizer_config, dict):
         return found
     if (kind := tokenizer_config.get("tokenizer_class")) in _NEWER_CLASSES:
-        found.append(f"tokenizer_class {kind} exists in transformers 5 only: older readers cannot load this tokenizer")
+        found.append(
+            f"tokenizer_class {kind} exists in transformers 5 only: older readers cannot load this tokenizer; set "
+            '"tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json'
+        )
     if isinstance(tokenizer_config.get("extra_special_tokens"), list):
         found.append(
-            "extra_special_tokens is a list, as transformers 5 writes it: 4.x readers cannot load this tokenizer"
+            "extra_special_tokens is a list, as transformers 5 writes it: 4.x readers cannot load this tokenizer; rename it "
+            "to additional_special_tokens in tokenizer_config.json"
         )
     return found
+
+
+def sampling(generation: dict[str, Any]) -> list[str]:
+    """A warning of a generation config that changes what a caller of `generate` gets, if it does."""
+    stated = {
+        key: value
+        for key, plain in _PLAIN.items()
+        if type(value := generation.get(key)) in (bool, int, float) and value not in plain
+    }
+    if not stated:
+        return []
+    how = ", ".join(f"{key} {value}" for key, value in stated.items())
+    return [
+        f"generation_config.json is not greedy at temperature 1 ({how}): generate() follows it; transformers 4.50 to 4.57 "
+        "also where a GenerationConfig says otherwise with a default value: pass use_model_defaults=False"
+    ]
 
 
 def _ids(value: Any) -> list[int]:

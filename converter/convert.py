@@ -126,7 +126,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 tokenizer = asking.tokenizer()
                 check_bias(step, outcome, options, asking)
                 compared = comparing()
-            warnings = assets.disagreements(settled["config"], found, tokenizer["special"])
+            warnings = assets.disagreements(settled["config"], found, tokenizer["special"]) + tokenizer["warnings"]
             if settled["borrowed"]:
                 warnings.append(f"not checked independently of the base assets: {'; '.join(settled['borrowed'])}")
             if conflict := source.run.conflict:

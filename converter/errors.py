@@ -156,6 +156,10 @@ class VocabularyMismatch(ConversionError):
     """Embedding rows, recorded vocabulary and tokenizer do not fit together."""
 
 
+class TokenizerMismatch(ConversionError):
+    """transformers makes other ids or special tokens of the tokenizer's files than TorchTitan trained with."""
+
+
 # The tensors
 class UnknownTensor(ConversionError):
     """A tensor that no rename and no adapter accounts for."""

@@ -5,7 +5,7 @@ numpy and the standard library only.
 
 from typing import Any
 
-from converter import manifest, names
+from converter import manifest, names, vocabulary
 from converter.export import Outcome
 from converter.exports import Plan
 from converter.source import Options, Source
@@ -32,7 +32,10 @@ def make_manifest(
     )
     reshaped = "; ".join(settled["reshaped"])
     checks.append(manifest.Check("architecture", "accepted", reason=reshaped) if reshaped else passed("architecture"))
-    checks += [passed(name) for name in ("plan", "config", "vocabulary", "tokenizer", "finite", "cast_range")]
+    checks += [passed(name) for name in ("plan", "config", "vocabulary", "tokenizer")]
+    trained = vocabulary.TRAINED_WITH & entries.keys()
+    checks.append(passed("token_ids") if trained else not_run("token_ids", "TorchTitan does not read these files"))
+    checks += [passed(name) for name in ("finite", "cast_range")]
     checks.append(
         not_run("checksums", f"none stored for {len(outcome.unchecked)} tensors")
         if outcome.unchecked

@@ -23,6 +23,9 @@ from converter.run_config import RunConfig
 from converter.traffic import Traffic
 from converter.trim import LeftOut, leave_out
 
+_IMPORTED = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+"""Tokenizer classes that need nothing of what is left out; of any other, a part might be, and another class take its place."""
+
 
 class Prover:
     """One step's conversion, seen from the side of torch: `start`, then `tokenizer` and `compare`."""
@@ -152,13 +155,18 @@ class Prover:
         return {}
 
     def tokenizer(self, directory: str, where: str) -> dict[str, Any]:
-        """Loads the tokenizer in `directory`, copied from `where`; answers its length, added tokens and special ids."""
+        """Loads the tokenizer in `directory`, copied from `where`, as TorchTitan and as transformers do, and compares them;
+        answers length, added tokens and highest id of TorchTitan's, special ids and further tokens of transformers'."""
         try:
-            said = _read_tokenizer(Path(directory))
-        except Exception as error:  # a tokenizer's files can make it raise anything; nothing of them is quoted
+            if not self.whole and _token_class(Path(directory)) not in _IMPORTED:
+                raise LeftOut("the tokenizer's class")
+            said = _read_tokenizer(Path(directory), Path(where))
+        except BaseException as error:  # a tokenizer's files can make it raise anything; nothing of them is quoted
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # tokenizers' Rust
+                raise
             if not self.whole:
                 raise LeftOut(f"the tokenizer ({type(error).__name__})") from None
-            if isinstance(error, OSError) and error.errno:
+            if isinstance(error, errors.ConversionError) or (isinstance(error, OSError) and error.errno):
                 raise
             raise errors.AssetsInvalid(
                 f"the tokenizer does not load ({type(error).__name__})",
@@ -229,25 +237,52 @@ def check_architecture(base: dict[str, Any], run: dict[str, Any], architecture: 
     return differs
 
 
-def _read_tokenizer(directory: Path) -> dict[str, Any]:
-    """What it says of itself. Libraries hide what the file system said: raises OSError if it says so again."""
+def _read_tokenizer(directory: Path, where: Path) -> dict[str, Any]:
+    """What TorchTitan's and transformers' tokenizer say of themselves, one after the other. Libraries hide what the file
+    system said: raises OSError if it says so again. Raises TokenizerMismatch."""
     from transformers import AutoTokenizer
 
+    from converter import token_ids, vocabulary
+
     def load() -> dict[str, Any]:
+        trained = None
+        if vocabulary.TRAINED_WITH & {*os.listdir(directory)}:
+            trained = token_ids.as_trained(directory)
+            give_back()
         loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        return {
-            "length": len(loaded),
-            "added": sorted(loaded.get_added_vocab().values()),
-            "highest": max(loaded.get_vocab().values(), default=-1),
+        said: dict[str, Any] = {
             "special": {name: getattr(loaded, f"{name}_token_id") for name in ("bos", "eos", "pad")},
+            "warnings": [*map(errors.brief, token_ids.warnings(trained, loaded, directory))],
+            "invented": [],
         }
+        if trained is None:
+            return said | {
+                "length": len(loaded),
+                "added": sorted(loaded.get_added_vocab().values()),
+                "highest": max(loaded.get_vocab().values(), default=-1),
+            }
+        token_ids.check_ids(trained, loaded, directory, where)
+        token_ids.check_special(trained, loaded, where)
+        said["invented"] = token_ids.invented(trained, loaded)
+        return said | {"length": trained.length, "added": trained.added, "highest": trained.highest}
 
     try:
         return load()
+    except errors.ConversionError:
+        raise
     except Exception:
         for name in sorted({*os.listdir(directory)} & {*ASSET_NAMES}):
             read_regular(directory / name, limit=LIMIT)
         return load()
+
+
+def _token_class(directory: Path) -> object:
+    """`tokenizer_class`, as tokenizer_config.json says it; None where nothing does."""
+    try:
+        said = parse_json(read_regular(directory / "tokenizer_config.json", limit=LIMIT))
+    except (FileNotFoundError, ValueError):
+        return None
+    return said.get("tokenizer_class") if isinstance(said, dict) else None
 
 
 def tools() -> dict[str, str]:

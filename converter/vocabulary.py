@@ -11,6 +11,9 @@ from typing import Any
 from converter import errors
 from converter.run_config import RunConfig
 
+TRAINED_WITH = frozenset({"tokenizer.json", "vocab.json", "vocab.txt"})
+"""Of a tokenizer's files those, of which TorchTitan 0.2.0 to 0.3.0 needs one; it does not read `tokenizer.model`."""
+
 
 @dataclass(frozen=True)
 class AddedRows:
@@ -82,6 +85,18 @@ def check_vocabulary(run: RunConfig, rows: int, length: int, highest: int, where
         raise errors.VocabularyMismatch(
             f"the run recorded {run.known_tokens:,} tokens, the tokenizer knows {length:,}", path=where, hint=hint
         )
+
+
+def invented_tokens(ids: Sequence[int], rows: int) -> list[str]:
+    """A warning of the `ids` that transformers gives out beside those that the run was trained with, if there are any."""
+    if not ids:
+        return []
+    past = f" The embedding has no row for them (of {rows:,}): a model fails on them." if ids[-1] >= rows else ""
+    which = f"{ids[0]:,}" if len(ids) == 1 else f"{ids[0]:,} to {ids[-1]:,}"
+    return [
+        f"transformers adds {len(ids):,} special tokens ({which}) that the run was not trained with, for padding or for "
+        f'texts that spell them.{past} Set "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json'
+    ]
 
 
 def check_padding(pad: object, rows: int, where: Path) -> None:

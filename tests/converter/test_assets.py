@@ -206,6 +206,25 @@ def test_special_tokens_that_differ_are_warned_of(
     assert [text.split()[0] for text in disagreements(config, found, special)] == said
 
 
+@pytest.mark.parametrize(
+    ("generation", "said"),
+    [
+        ({"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}, "do_sample True, temperature 0.6, top_k 20, top_p 0.95"),
+        ({"temperature": 0.7}, "temperature 0.7"),
+        ({"repetition_penalty": 1.05}, "repetition_penalty 1.05"),
+        ({"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "eos_token_id": 2}, None),
+        ({"temperature": None, "do_sample": "true"}, None),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_a_generation_config_that_samples_is_warned_of_with_its_settings(
+    generation: dict[str, Any] | None, said: str | None
+) -> None:
+    payload = None if generation is None else json.dumps(generation).encode()
+    told = disagreements({}, assets.Assets(Path("/b"), {}, payload, Path("/t"), {}), {})
+    assert [f"({said})" in text and "use_model_defaults=False" in text for text in told] == ([True] if said else [])
+
+
 def test_a_tokenizer_class_that_older_readers_lack_is_warned_of() -> None:
     for kind, warned in (("TokenizersBackend", True), ("Qwen2Tokenizer", False)):
         files = {"tokenizer_config.json": json.dumps({"tokenizer_class": kind}).encode()}

@@ -25,6 +25,7 @@ from converter import (
     sinks,
     source,
     standin,
+    token_ids,
     vocabulary,
 )
 
@@ -61,7 +62,8 @@ def _any_tokenizer(self: proving.Prover, directory: str, where: str) -> dict[str
     try:
         return _TOKENIZER(self, directory, where)
     except errors.AssetsInvalid:
-        return {"length": 500, "added": [], "highest": 499, "special": {"bos": None, "eos": None, "pad": None}}
+        special = {"bos": None, "eos": None, "pad": None}
+        return {"length": 500, "added": [], "highest": 499, "special": special, "invented": [], "warnings": []}
 
 
 CHECKS = {
@@ -122,6 +124,10 @@ CHECKS = {
     "tokenizer": Check(
         "the tokenizer loads",
         ((proving.Prover, "tokenizer", _any_tokenizer), *_functions(vocabulary, "check_there")),
+    ),
+    "token_ids": Check(
+        "transformers gives texts the ids that TorchTitan gave them",
+        _functions(token_ids, "check_ids", "check_special"),
     ),
     "finite": Check("no NaN, no infinity", _functions(export, "check_finite")),
     "cast_range": Check("finite values stay finite in the export's dtype", _functions(export, "check_range")),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from converter import errors
+from tests.converter.by_threes import by_threes
 from tests.converter.editing import edit_json, save_changed
 from tests.faults.fault import Fault, faults, stored_name
 from tests.faults.scene import Scene
@@ -113,6 +114,18 @@ def break_tokenizer(scene: Scene, name: str, text: str) -> None:
     (scene.tokenizer() / name).write_text(text)
 
 
+def ignore_class(scene: Scene, tokenizer_class: str) -> None:
+    """A tokenizer whose digits go by threes, with a class that splits them one by one whatever the file says."""
+    folder = scene.tokenizer()
+    by_threes(size=scene.case.known_tokens).save(str(folder / "tokenizer.json"))
+    said = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "tokenizer_class": tokenizer_class}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+
+
+def change_tokenizer(scene: Scene, normalizer: dict[str, Any] | None) -> None:
+    edit_json(scene.tokenizer() / "tokenizer.json", lambda said: said.update(normalizer=normalizer))
+
+
 def _over(cases: Iterable[str], *changes: dict[str, Any]) -> Places:
     """Each case with each change, or the changes in turn where there are as many."""
     cases = list(cases)
@@ -190,5 +203,13 @@ FAULTS: list[Fault] = [
             (TIED, {"name": "tokenizer.json", "text": "{}"}), (UNTIED, {"name": "tokenizer.json", "text": '{"model": {"type": "BPE"}}'}),
             (MANY, {"name": "tokenizer.json", "text": '{"version": "9.9", "model": null, "added_tokens": []}'}),
         ],
+    ),
+    *faults(
+        "a tokenizer class that ignores the file's pre-tokenizer", "token_ids", errors.TokenizerMismatch, ignore_class,
+        _over(SPREAD, {"tokenizer_class": "Qwen2Tokenizer"}, {"tokenizer_class": "Qwen2TokenizerFast"}),
+    ),
+    *faults(
+        "a tokenizer class that ignores the file's normalizer", "token_ids", errors.TokenizerMismatch, change_tokenizer,
+        _over(SPREAD, {"normalizer": None}, {"normalizer": {"type": "Lowercase"}}),
     ),
 ]  # fmt: skip
