@@ -43,6 +43,17 @@ class NonFinite(NamedTuple):
     """Of the model; 0 where that is not known."""
 
 
+class Cause(NamedTuple):
+    """Steps that are not converted for the same reason."""
+
+    newest: Row
+    """The one of them that met it last."""
+    steps: int
+    runs: int
+    at: float
+    """When, epoch seconds."""
+
+
 class Digest:
     """The part of a ledger that pages use."""
 
@@ -64,14 +75,14 @@ class Digest:
         )
         return [(_step_of(record), _attempt_of(record)) for record in found.fetchall()]
 
-    def last_errors(self, most: int) -> list[tuple[Row, float]]:
-        """Steps that are not converted for an error, with when that was said (epoch seconds), the last ones first."""
-        found = self._db.execute(
-            f"SELECT {_STEP_COLUMNS}, s.updated FROM steps s "
-            f"WHERE s.current AND s.error IS NOT NULL AND NOT ({GONE}) ORDER BY s.updated DESC LIMIT ?",
+    def causes(self, most: int) -> list[Cause]:
+        """Why steps are not converted: by error and reason, the one that was met last first."""
+        found = self._db.execute(  # of an aggregate with max(), SQLite takes bare columns from that row
+            f"SELECT {_STEP_COLUMNS}, max(s.updated) AS at, count(*) AS steps, count(DISTINCT s.run) AS runs FROM steps s "
+            f"WHERE s.current AND s.error IS NOT NULL AND NOT ({GONE}) GROUP BY s.error, s.reason ORDER BY at DESC LIMIT ?",
             (most,),
         )
-        return [(_step_of(record), record["updated"]) for record in found.fetchall()]
+        return [Cause(_step_of(found), found["steps"], found["runs"], found["at"]) for found in found.fetchall()]
 
     # Statistics
     def put_statistics(self, row: Row, figures: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from daemon.looking import Looked
 from daemon.missing import Missing, stands
 from daemon.records import Row, State
 from daemon.reports import DaemonReport, JobReport, Report, RetentionReport, RootReport, RunReport, StepReport
+from daemon.root_states import RootState
 
 HEAD = ("step", "state", "attempts", "took", "size", "what")
 LOOK = 10.0
@@ -37,7 +38,7 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
     jobs = ledger.last_jobs() if ledger is not None else {}
     missing = ledger.missing() if ledger is not None else {}
     rows = list(ledger.rows()) if ledger is not None else []
-    states = roots(ledger) if ledger is not None else []
+    states = _roots(ledger) if ledger is not None else []
     seen = _look_at_unwatched(rows, states)
     for row in rows:
         run = runs.setdefault(
@@ -67,12 +68,14 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], made)
 
 
-def roots(ledger: Ledger) -> list[RootReport]:
+def _roots(ledger: Ledger) -> list[RootReport]:
     """Every root that is known, and whether it is watched."""
-    return [
-        {"root": known.root, "state": known.state, "since": units.utc(known.since), "message": known.message}
-        for known in ledger.root_states()
-    ]
+    return [root(known) for known in ledger.root_states()]
+
+
+def root(known: RootState) -> RootReport:
+    """One of them."""
+    return {"root": known.root, "state": known.state, "since": units.utc(known.since), "message": known.message}
 
 
 def retention(keep_latest_k: int) -> RetentionReport | None:

@@ -13,11 +13,13 @@ from urllib.parse import parse_qs
 import msgspec
 
 from daemon import status, units
+from daemon.digest import Cause
 from daemon.listener import Answer
 from daemon.overview import Group
 from daemon.progress import Progress
-from daemon.records import Row
+from daemon.records import Row, State
 from daemon.reports import StepReport
+from daemon.root_states import RootState
 from daemon.sources import Sources
 
 FILES = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"), "/plots.js": ("plots.js", "text/javascript"), "/page.css": ("page.css", "text/css")}  # fmt: skip
@@ -29,6 +31,9 @@ STEPS_EACH = 3
 STEPS_OF_ONE = 500
 """In an answer about one run; its statistics as well."""
 MOST_ERRORS = 20
+"""Causes of errors in an answer about all."""
+_FAILING = (State.FAILED, State.QUARANTINED)
+"""States of steps whose runs stand first."""
 FRESH = 1.0
 """Seconds for which an answer is good enough for the next who asks."""
 
@@ -83,21 +88,28 @@ class StatusPage:
             "now": units.utc(self._clock()),
             "state_dir_fails": self._s.ledger.is_away,
             "daemons": [daemon | {"since": units.utc(daemon["since"])} for daemon in self._s.ledger.daemons()],
-            "roots": [
-                {"root": root, "reachable": watcher.is_reachable, "free_bytes": watcher.free_bytes}
-                for root, watcher in self._s.watchers.items()
-            ],
+            "roots": [self._root(known) for known in self._s.ledger.root_states()],
             "workers": self._s.settings().workers,
             "running": [_running(row, progress) for row, progress in self._s.conversions.running()],
             **self._of_ledger,
         }
 
+    def _root(self, known: RootState) -> dict[str, Any]:
+        """A root as `dcp2hfd status --json` has it, and what this daemon knows besides of those that it watches."""
+        watcher = self._s.watchers.get(known.root)
+        return {
+            **status.root(known),
+            "reachable": watcher.is_reachable if watcher is not None else None,
+            "free_bytes": watcher.free_bytes if watcher is not None else None,
+        }
+
     def _runs_and_errors(self) -> dict[str, Any]:
         groups = self._groups
         newest = sorted(groups, key=lambda run: (-max(group.updated for group in groups[run]), run))
+        newest.sort(key=lambda run: not any(group.state in _FAILING for group in groups[run]))
         return {
             "states": _states(group for found in groups.values() for group in found),
-            "errors": [_error(row, said) for row, said in self._s.ledger.last_errors(MOST_ERRORS)],
+            "errors": [_error(cause) for cause in self._s.ledger.causes(MOST_ERRORS)],
             "runs_left_out": max(0, len(newest) - MOST_RUNS),
             **self._about(newest[:MOST_RUNS], STEPS_EACH),
         }
@@ -114,7 +126,8 @@ class StatusPage:
         for row, attempt in self._s.ledger.newest(known, each):
             told = status.step(row, attempt, jobs.get(row.path), missing.get(row.path), is_running=True)
             steps[row.run].append((row, told))
-        return {"runs": [_run_of(groups[run], found) for run in runs if (found := steps.get(run))]}
+        keeps = self._s.ledger.retention()
+        return {"runs": [_run_of(groups[run], found, keeps.get(run, 0)) for run in runs if (found := steps.get(run))]}
 
     def _look(self) -> None:
         """Takes note of how the steps of runs stand, where anything was written since."""
@@ -148,7 +161,7 @@ def _states(groups: Iterable[Group]) -> Counter[str]:
     return states
 
 
-def _run_of(groups: list[Group], steps: list[tuple[Row, StepReport]]) -> dict[str, Any]:
+def _run_of(groups: list[Group], steps: list[tuple[Row, StepReport]], keep_latest_k: int) -> dict[str, Any]:
     states, row = _states(groups), steps[0][0]
     return {
         "root": row.root,
@@ -156,6 +169,7 @@ def _run_of(groups: list[Group], steps: list[tuple[Row, StepReport]]) -> dict[st
         "path": row.run,
         "changed": units.utc(max(group.updated for group in groups)),
         "states": states,
+        "retention": status.retention(keep_latest_k),
         "steps": [step for _, step in steps],
         "left_out": states.total() - len(steps),
     }
@@ -176,8 +190,11 @@ def _running(row: Row, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _error(row: Row, said: float) -> dict[str, Any]:
+def _error(cause: Cause) -> dict[str, Any]:
+    row = cause.newest
     return {
+        "steps": cause.steps,
+        "runs": cause.runs,
         "run": row.run_name,
         "run_path": row.run,
         "step": row.step,
@@ -185,5 +202,5 @@ def _error(row: Row, said: float) -> dict[str, Any]:
         "error": row.error,
         "message": row.reason,
         "hint": row.hint,
-        "at": units.utc(said),
+        "at": units.utc(cause.at),
     }

@@ -33,7 +33,22 @@ function lasting(seconds) {
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} d`;
 }
 
+/** A time as everywhere on this page: this browser's, with its zone. */
+const moment = (text) => new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "long" });
+
+/** Text whose parts in backticks are code. */
+function prose(kind, text) {
+  const made = make("div", { class: kind });
+  text.split("`").forEach((part, place, all) => {
+    const isCode = place % 2 === 1 && place < all.length - 1;
+    made.append(isCode ? make("code", { text: part }) : place % 2 === 1 ? `\`${part}` : part);
+  });
+  return made;
+}
+
 const between = (since, now) => Math.max(0, (Date.parse(now) - Date.parse(since)) / 1000);
+
+const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
 
 function chips(states) {
   return STATES.filter((state) => states[state]).map((state) => make("span", { class: `state ${state}`, text: `${states[state].toLocaleString("en")} ${state}` }));
@@ -68,16 +83,30 @@ function conversion(one, now) {
   return make("div", { class: "card" }, line, bar);
 }
 
+/** Steps that fail for one cause; the newest of them is named. */
 function failure(one) {
+  const others = one.steps > 1 ? ` and ${counted(one.steps - 1, "more step")}${one.runs > 1 ? ` in ${counted(one.runs, "run")}` : ""}` : "";
   const line = make(
     "div", { class: "line" },
-    make("span", { class: "name", text: `${one.run} step-${one.step}` }),
     make("span", { class: `state ${one.state}`, text: `${one.state}: ${one.error}` }),
-    make("span", { class: "quiet end", text: new Date(one.at).toLocaleString() }),
+    make("span", { class: "name", text: `${one.run} step-${one.step}${others}` }),
+    make("span", { class: "quiet end", text: moment(one.at) }),
   );
-  const card = make("div", { class: "card" }, line, make("div", { class: "message", text: one.message }));
-  if (one.hint) card.append(make("div", { class: "message hint", text: one.hint }));
+  const card = make("div", { class: "card" }, line, prose("message", one.message));
+  if (one.hint) card.append(prose("message hint", one.hint));
   return card;
+}
+
+const ROOTS = { left: "no longer in the configuration", empty: "watched, no run in it", starting: "not scanned yet", unwatched: "no daemon watches it" };
+
+function root(one) {
+  const facts = [`since ${moment(one.since)}`, one.message, one.free_bytes === null ? "" : `${size(one.free_bytes) || "0 B"} free`];
+  return make(
+    "li", { class: "line" },
+    make("span", { class: "path", text: one.root }),
+    make("span", { class: `state ${one.state}`, text: ROOTS[one.state] ?? one.state }),
+    make("span", { class: "quiet", text: facts.filter(Boolean).join("; ") }),
+  );
 }
 
 // One run
@@ -88,10 +117,16 @@ class Run {
     this.seen = ""; // what is shown inside is of this time
     this.isWhole = false;
     this.title = make("span", { class: "line" });
+    this.risk = make("div");
     this.plots = make("div", { class: "plots" });
     this.table = make("div", { class: "scroll" });
-    this.element = make("details", {}, make("summary", {}, this.title), make("div", { class: "inside" }, this.plots, this.table));
+    this.element = make("details", {}, make("summary", {}, this.title), make("div", { class: "inside" }, this.risk, this.plots, this.table));
     this.element.addEventListener("toggle", () => this.look());
+  }
+
+  /** Runs with steps that failed stand first. */
+  get isFailing() {
+    return Boolean(this.run.states.failed || this.run.states.quarantined);
   }
 
   show(run, now) {
@@ -100,11 +135,12 @@ class Run {
     put(
       this.title,
       make("span", { class: "name", text: run.run }),
-      make("span", { class: "chips" }, ...chips(run.states)),
+      make("span", { class: "chips" }, ...chips(run.states), ...(run.retention ? [make("span", { class: "state at-risk", text: "exports will be deleted" })] : [])),
       make("span", { class: "quiet", text: newest ? `newest step-${newest.step} ${newest.state}` : "" }),
       make("span", { class: "quiet end", text: `changed ${lasting(between(run.changed, now))} ago` }),
     );
     this.element.title = run.path;
+    put(this.risk, ...(run.retention ? [prose("message at-risk", run.retention.message), prose("message hint", run.retention.hint)] : []));
     this.look();
   }
 
@@ -155,9 +191,9 @@ function row(step) {
   const what = make("td");
   if (step.state === "done") what.append(make("span", { class: "path", text: step.output ?? "" }));
   else {
-    what.append(make("span", { class: "message", text: [step.error, step.reason].filter(Boolean).join(": ") }));
-    if (step.hint) what.append(make("div", { class: "message hint", text: step.hint }));
-    if (step.retry_at) what.append(make("div", { class: "quiet", text: `again at ${step.retry_at}` }));
+    what.append(prose("message", [step.error, step.reason].filter(Boolean).join(": ")));
+    if (step.hint) what.append(prose("message hint", step.hint));
+    if (step.retry_at) what.append(make("div", { class: "quiet", text: `again at ${moment(step.retry_at)}` }));
   }
   const number = (text) => make("td", { class: "number", text });
   return make(
@@ -180,20 +216,23 @@ function plots(steps, said) {
     return found ? ` ± ${digits((100 * found) / line.values[at])} %` : "";
   };
   const against = (at) => (known[at].compared_with === null ? "" : ` against step ${known[at].compared_with.toLocaleString("en")}`);
-  const found = [];
+  const found = [], empty = [];
+  /** A plot, where there is a value to show; else its title alone is named. */
+  const add = (facts) => {
+    if (facts.series.some((line) => line.values.some((value) => value !== null))) found.push(plot(facts));
+    else empty.push(facts.title);
+  };
   if (known.length) {
-    found.push(
-      plot({ title: "Weights by layer", note: "RMS of all weights of a layer", axis: "RMS", steps: over, series: series("rms", layers, (n) => `layer ${n}`), say: error("rms_error") }),
-      plot({ title: "Updates by layer", note: "RMS of the change since the step compared with", axis: "RMS of change", isLog: true, steps: over, series: series("update", layers, (n) => `layer ${n}`), about: against, say: error("update_error") }),
-      plot({ title: "Outside the layers", note: "RMS of weights", axis: "RMS", isLog: true, steps: over, series: series("rms", others, (n) => n), say: error("rms_error") }),
-    );
+    add({ title: "Weights by layer", note: "RMS of all weights of a layer", axis: "RMS", steps: over, series: series("rms", layers, (n) => `layer ${n}`), say: error("rms_error") });
+    add({ title: "Updates by layer", note: "RMS of the change since the step compared with", axis: "RMS of change", isLog: true, steps: over, series: series("update", layers, (n) => `layer ${n}`), about: against, say: error("update_error") });
+    add({ title: "Outside the layers", note: "RMS of weights", axis: "RMS", isLog: true, steps: over, series: series("rms", others, (n) => n), say: error("rms_error") });
     const added = known.map((one) => one.added_rows);
     const last = added.findLast((one) => one);
     if (last) {
       const rule = last.rule === "past_base_vocab" ? "ids from the base model's vocab_size on" : "the tokenizer's added tokens";
       const rows = { name: "added tokens", values: added.map((one) => one?.rms ?? null) };
       const all = { name: "all rows", values: of("rms", "embedding") };
-      found.push(plot({ title: "Embedding rows of added tokens", note: `RMS; ${last.rows.toLocaleString("en")} rows: ${rule}`, axis: "RMS", steps: over, series: [rows, all] }));
+      add({ title: "Embedding rows of added tokens", note: `RMS; ${last.rows.toLocaleString("en")} rows: ${rule}`, axis: "RMS", steps: over, series: [rows, all] });
     }
   } else {
     found.push(make("p", { class: "quiet", text: "No statistics yet: they are gathered while a step is converted (statistics = true)." }));
@@ -213,6 +252,7 @@ function plots(steps, said) {
   if (timed.length) {
     found.push(plot({ title: "Conversion time", note: "of the last attempt", axis: "seconds", fromZero: true, steps: timed.map((step) => step.step), series: [{ name: "seconds", values: timed.map((step) => step.duration_seconds) }] }));
   }
+  if (empty.length) found.push(make("p", { class: "quiet", text: `Nothing to plot yet: ${empty.join(", ")}` }));
   if (said.left_out) found.push(make("p", { class: "quiet", text: `${said.left_out.toLocaleString("en")} older steps are left out of the plots` }));
   return found;
 }
@@ -220,12 +260,13 @@ function plots(steps, said) {
 // All of it
 
 function show(said) {
-  const who = said.daemons.map((daemon) => `pid ${daemon.pid} since ${daemon.since}`).join(", ");
+  const who = said.daemons.map((daemon) => `pid ${daemon.pid} since ${moment(daemon.since)}`).join(", ");
   const away = said.roots.filter((root) => root.reachable === false).map((root) => root.root);
-  $("daemon").textContent = `${who}; ${said.running.length} of ${said.workers} workers busy, ${said.roots.length} root${said.roots.length === 1 ? "" : "s"}`;
+  $("daemon").textContent = `${who}; ${said.running.length} of ${said.workers} workers busy, ${counted(said.roots.length, "root")}`;
   put($("totals"), ...chips(said.states));
   trouble([
     ...(away.length ? [`unreachable: ${away.join(", ")}`] : []),
+    ...said.daemons.filter((daemon) => daemon.config_error).map((daemon) => `the last configuration was refused: ${daemon.config_error}`),
     ...(said.state_dir_fails ? ["state_dir fails: what is remembered is in memory only"] : []),
   ]);
   put($("now"), ...(said.running.length ? said.running.map((one) => conversion(one, said.now)) : [make("p", { class: "quiet", text: "nothing" })]));
@@ -233,6 +274,8 @@ function show(said) {
   put($("errors"), ...said.errors.slice(0, FEW_ERRORS).map(failure));
   $("more-errors").hidden = said.errors.length <= FEW_ERRORS;
   put($("older-errors"), ...said.errors.slice(FEW_ERRORS).map(failure));
+  $("roots-section").hidden = !said.roots.length;
+  put($("roots"), ...said.roots.map(root));
   const there = new Set(said.runs.map((run) => run.path));
   for (const [path, view] of views) {
     if (!there.has(path)) {
@@ -243,18 +286,18 @@ function show(said) {
   for (const run of said.runs) {
     const isNew = !views.has(run.path);
     if (isNew) views.set(run.path, new Run(run.path));
-    const view = views.get(run.path);
+    const view = views.get(run.path), wasFailing = !isNew && view.isFailing;
     view.show(run, said.now);
-    if (isNew) place(view);
+    if (isNew || view.isFailing !== wasFailing) place(view);
     if (isNew && said.runs.length === 1) view.element.open = true;
   }
   filter(said.runs_left_out);
 }
 
-/** Puts a new run among those there, by name. */
+/** Puts a run among those there: failing ones first, then by name. */
 function place(view) {
-  const name = (one) => `${one.run.run}\0${one.path}`;
-  const after = [...views.values()].filter((one) => one.element.isConnected && name(one).localeCompare(name(view), "en", { numeric: true }) > 0);
+  const name = (one) => `${one.isFailing ? 0 : 1} ${one.run.run}\0${one.path}`;
+  const after = [...views.values()].filter((one) => one !== view && one.element.isConnected && name(one).localeCompare(name(view), "en", { numeric: true }) > 0);
   after.sort((a, b) => (a.element.compareDocumentPosition(b.element) & Node.DOCUMENT_POSITION_FOLLOWING ? -1 : 1));
   $("runs").insertBefore(view.element, after[0]?.element ?? null);
 }

@@ -94,6 +94,46 @@ def test_the_last_errors_come_with_their_hints_the_newest_first(page: StatusPage
     }
 
 
+def test_errors_of_one_cause_are_one_with_how_many_steps_and_runs_it_has(page: StatusPage, ledger: Ledger) -> None:
+    for run, step in (("a", 1), ("a", 2), ("b", 9)):
+        path = f"/r/{run}"
+        ledger.put(
+            row(step, path=f"{path}/{step}", run=path, run_name=run, state=State.FAILED, error="NoSpace", reason="full")
+        )
+        time.sleep(0.002)
+    ledger.put(row(3, state=State.QUARANTINED, error="NoSpace", reason="no quota"))
+    quota, full = asked(page)["errors"]
+
+    assert (quota["message"], quota["steps"], quota["runs"]) == ("no quota", 1, 1)
+    assert (full["message"], full["steps"], full["runs"], full["run"], full["step"]) == ("full", 3, 2, "b", 9)
+
+
+def test_failing_runs_come_first(page: StatusPage, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_page, "MOST_RUNS", 2)
+    ledger.put(row(1, path="/r/bad/1", run="/r/bad", run_name="bad", state=State.FAILED, error="NoSpace"))
+    time.sleep(0.002)
+    fill(ledger, 3, 1)
+
+    assert [run["run"] for run in asked(page)["runs"]] == ["bad", "run-2"]
+
+
+def test_the_page_says_how_roots_stand_and_which_exports_will_be_deleted(page: StatusPage, ledger: Ledger) -> None:
+    fill(ledger, 2, 1)
+    ledger.note_retention("/r/run-1", 4)
+    ledger.note_root("/r", "watched", NOW)
+    ledger.note_root("/gone", "left", NOW)
+    said = asked(page)
+
+    assert [(root["root"], root["state"], root["reachable"]) for root in said["roots"]] == [
+        ("/gone", "left", None),
+        ("/r", "watched", None),
+    ]
+    assert {run["run"]: run["retention"] and run["retention"]["deletes_from_save"] for run in said["runs"]} == {
+        "run-0": None,
+        "run-1": 4,
+    }
+
+
 def test_a_step_shows_what_its_last_attempt_took(page: StatusPage, ledger: Ledger) -> None:
     ledger.put(row(10, state=State.DONE))
     for began, took in ((1.0, 9.0), (20.0, 4.5)):

@@ -107,6 +107,9 @@ def test_names_and_errors_of_strangers_are_shown_as_text(
     assert HOSTILE in window.text("#runs")
     assert HOSTILE in window.text("#errors")
     assert "<b>NonFiniteTensor</b>" in window.text("#errors")
+    assert f"{tmp_path}/root" in window.text("#roots")
+    assert "watched" in window.text("#roots")
+    assert "exports will be deleted" in window.text("#runs")
     assert window.run("return document.querySelectorAll('img, b, script:not([src])').length") == 0
     assert window.run("return document.title") == "dcp2hfd"
     assert window.complaints() == []
@@ -121,7 +124,16 @@ def test_a_hundred_runs_are_found_by_name_and_opened_by_keys(
     window.open(f"http://{address}/")
     window.wait_for("return document.querySelectorAll('#runs details').length === 100")
     names = window.run("return [...document.querySelectorAll('#runs details .name')].map((name) => name.textContent)")
-    assert names == [f"run-{number}" for number in range(100)]
+    failing = [number for number in range(100) if number % 7 == 0]
+    others = [number for number in range(100) if number % 7]
+    assert names == [f"run-{number}" for number in failing + others]
+    assert (
+        len(
+            window.run("return [...document.querySelectorAll('#errors-section .card')].map((card) => card.textContent)")
+        )
+        == 1
+    )
+    assert "and 14 more steps in 15 runs" in window.text("#errors")
     assert window.run("return document.querySelectorAll('#runs details[open]').length") == 0
     window.run("document.querySelector('#filter').focus()")
     window.press(*"run-42 failed")
