@@ -10,8 +10,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 venv: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setting up $(VENV): pip downloads torch, torchtitan, transformers and the tools; 2.4 GB on disk, more with a CUDA"
+	@echo "build of torch; some minutes, depending on the network"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install $(if $(CI),--quiet) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # make run ROOT=/path watches a root; without ROOT it makes a small run of its own and converts it live.

@@ -29,6 +29,8 @@ NAME = "tiny-qwen3"
 TOKENS, ROWS = 600, 640
 SEQ_LEN, BATCH, INTERVAL = 64, 8, 10
 """Tokens a sequence, sequences a step, steps from one checkpoint to the next."""
+KEEP_ALL = 0
+"""`keep_latest_k`: nothing is purged. TorchTitan up to 0.3.0 would purge exports, too (docs/retention.md)."""
 
 
 class Counter:
@@ -80,7 +82,7 @@ class Run:
         torch.manual_seed(0)
         config = titan_model.model_config(architecture)
         self.record = titan_model.trainer_config(
-            config, flavor="tiny", dump_folder=folder, hf_assets=assets, seq_len=SEQ_LEN
+            config, flavor="tiny", dump_folder=folder, hf_assets=assets, seq_len=SEQ_LEN, keep_latest_k=KEEP_ALL
         )
         titan_model.use_plain_attention(config)
         self.model = config.build()
@@ -93,7 +95,9 @@ class Run:
         text = "\n".join(small_tokenizer.CORPUS)
         self._text = torch.tensor(Tokenizer.from_file(str(assets / "tokenizer.json")).encode(text).ids)
         self.progress = Counter(step=0, ntokens_seen=0)
-        self.checkpoints = CheckpointManager.Config(enable=True, interval=INTERVAL, async_mode="async").build(
+        self.checkpoints = CheckpointManager.Config(
+            enable=True, interval=INTERVAL, async_mode="async", keep_latest_k=KEEP_ALL
+        ).build(
             dataloader=Counter(sequences=0),
             model_parts=[self.model],
             optimizers=self.optimizers,
