@@ -6,12 +6,16 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from converter import layout
-from daemon import mounts, units
+from converter import errors, layout, run_config
+from daemon import mounts, roots, units, verdict
 from daemon.keys import HOOKS
 from daemon.settings import Settings
 
+T = TypeVar("T")
+NAMED = 10
+"""Runs that are named."""
 PATIENCE = 5.0
 """Seconds after which a root that does not answer is said to hang."""
 
@@ -39,6 +43,8 @@ def report(settings: Settings, state_dir: Path, *, patience: float = PATIENCE) -
             f"  runs up to {here.max_depth} folders below, {here.order} step first, output {here.output}, dtype {here.dtype}"
         )
         yield from _of_assets(here, patience)
+        if not problem:
+            yield from _of_retention(root, here, patience)
         for name in HOOKS:
             if argv := getattr(here, name):
                 yield f"  {name}: {argv[0]}{'' if shutil.which(argv[0]) else ' (not found, or not to be run)'}"
@@ -55,24 +61,63 @@ def problem_of(root: str, *, patience: float, listing: Callable[[str], object] =
 
     A path that hangs is left to its thread, which ends with the process.
     """
-    said: list[str] = []
 
-    def look() -> None:
+    def look() -> str:
         try:
             listing(root)
         except FileNotFoundError:
-            said.append("not there now (a mount that is not up yet?); it is watched as soon as it is")
+            return "not there now (a mount that is not up yet?); it is watched as soon as it is"
         except NotADirectoryError:
-            said.append("not a folder")
+            return "not a folder"
         except OSError as error:
-            said.append(f"cannot be listed by this user now: {error.strerror}")
-        else:
-            said.append("")
+            return f"cannot be listed by this user now: {error.strerror}"
+        return ""
 
-    looking = threading.Thread(target=look, daemon=True)
+    said = _patiently(look, patience)
+    return f"no answer within {patience:.0f} s: does its mount hang?" if said is None else said
+
+
+def _patiently(look: Callable[[], T], patience: float) -> T | None:
+    """What `look` returns, None where it did not within `patience` seconds."""
+    found: list[T] = []
+    looking = threading.Thread(target=lambda: found.append(look()), daemon=True)
     looking.start()
     looking.join(patience)
-    return said[0] if said else f"no answer within {patience:.0f} s: does its mount hang?"
+    return found[0] if found else None
+
+
+def _of_retention(root: str, here: Settings, patience: float) -> Iterator[str]:
+    """Runs of which TorchTitan up to 0.3.0 deletes exports where they are published now.
+
+    Whether an export has an index, and so goes below, is not asked here.
+    """
+    if here.output == "subdirectory":
+        return
+    found = _patiently(lambda: list(_kept(root, here, here.max_depth)), patience)
+    if found is None:
+        yield f"  warning: what keep_latest_k keeps is not known: no answer within {patience:.0f} s"
+    hazards = [(run, keep) for run, keep in found or () if keep > 2 or (keep and here.output == "alongside")]
+    for run, keep in hazards[:NAMED]:
+        yield f"  {run}: warning: {verdict.hazard(keep)}; {verdict.cure(keep)}"
+    if len(hazards) > NAMED:
+        yield f"  and {len(hazards) - NAMED} more runs"
+
+
+def _kept(path: str, here: Settings, depth: int) -> Iterator[tuple[str, int]]:
+    """Runs at or below `path` and the `keep_latest_k` that they recorded; what cannot be read is left out."""
+    try:
+        with os.scandir(path) as entries:
+            folder = roots.interpret(
+                roots.Entry(e.name, e.is_dir(follow_symlinks=False), e.is_symlink()) for e in entries
+            )
+        if folder.is_run:
+            step = Path(path, f"step-{max(folder.steps)}")
+            logs = [Path(one) for one in here.logs_roots]
+            yield path, run_config.find(step, names=here.run_config_names, logs_roots=logs).keep_latest_k or 0
+    except (OSError, errors.ConversionError):
+        return
+    for name in folder.subfolders if depth > 0 and not folder.is_run else ():
+        yield from _kept(f"{path.rstrip('/')}/{name}", here, depth - 1)
 
 
 def _of_assets(here: Settings, patience: float) -> Iterator[str]:

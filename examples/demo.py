@@ -88,10 +88,10 @@ def _watch(
             print(f"the demonstration run failed with exit code {trainer.returncode}", file=sys.stderr)
             return 1
         steps = _steps(state)
-        if steps and len(steps) == sum(1 for _ in runs.glob("*/checkpoint/step-*[0-9]")):
-            if all(step["state"] == "done" for step in steps):
-                told = True
-                _show([step["output"] for step in steps], state, address)
+        count = sum(1 for _ in runs.glob("*/checkpoint/step-*[0-9]"))
+        if steps and len(steps) == count and all(step["state"] == "done" for step in steps):
+            told = True
+            _show([step["output"] for step in steps], state, address)
         time.sleep(0.5)
     return daemon.returncode
 

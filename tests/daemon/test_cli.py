@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,26 @@ def test_retry_by_whom_the_ledger_is_not_says_whom_to_be(
 
     assert cli.main(["retry", "/r/a"]) == 1
     assert f"{state} is another user's: ask as that user (the service's), or as root" in capsys.readouterr().err
+
+
+def test_check_warns_of_runs_whose_exports_torchtitan_will_delete(
+    tmp_path: Path, make_run: Callable[..., Path]
+) -> None:
+    run, _ = make_run("deep/a", 10, 20), make_run("no-config", 10, config=False)
+    root = str(tmp_path / "root")
+    warned = dcp2hfd("check", state=tmp_path / "state", DCP2HF_ROOTS=json.dumps([root])).stdout
+    cured = dcp2hfd(
+        "check", state=tmp_path / "state", DCP2HF_ROOTS=json.dumps([root]), DCP2HF_OUTPUT="subdirectory"
+    ).stdout
+
+    (line,) = [line for line in warned.splitlines() if "keep_latest_k" in line]
+    assert line.startswith(f"  {run}: warning: ")
+    assert (
+        "leaves 1 of 3 complete checkpoints during a save; from save 4 on each save deletes old exports, and leaves 2"
+        in line
+    )
+    assert 'set output = "subdirectory"' in line
+    assert "keep_latest_k" not in cured
 
 
 def test_check_says_what_it_would_do(tmp_path: Path) -> None:
