@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -86,12 +87,19 @@ def host(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield Host(machine, root)
 
 
+def _with_our_packages(python: str) -> str:
+    """`python`, or the one that runs us where that is another version: the packages here are compiled for this one."""
+    code = "import ensurepip, sys, venv; print(sys.version_info[:2])"
+    said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
+    return python if said == str(sys.version_info[:2]) else f"{sys.base_prefix}/bin/python3"
+
+
 def test_by_the_operators_guide_alone_it_is_installed_used_upgraded_rolled_back_and_removed_without_a_trace(
     host: Host, checkpoints: Path
 ) -> None:
     before, unit = host.left(), Unit(host.machine, checkpoints)
     environment, _, rest = blocks.lab("install").partition("\n")
-    host.type(environment)
+    host.type(environment.replace("/usr/bin/python3", _with_our_packages("/usr/bin/python3")))
     packages = f"/opt/dcp2hf/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
     host.machine.write(f"{packages}/dependencies.pth", "/opt/dependencies\n")
     host.type("/opt/dcp2hf/bin/pip uninstall --yes --quiet setuptools")  # venv's own is older than what torch brings
