@@ -3,17 +3,14 @@
 import os
 import shlex
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from converter import errors, layout, run_config
-from daemon import mounts, roots, units, verdict
+from daemon import looking, mounts, roots, units, verdict
 from daemon.keys import HOOKS
 from daemon.settings import Settings
 
-T = TypeVar("T")
 NAMED = 10
 """Runs that are named."""
 PATIENCE = 5.0
@@ -73,17 +70,8 @@ def problem_of(root: str, *, patience: float, listing: Callable[[str], object] =
             return f"cannot be listed by this user now: {error.strerror}"
         return ""
 
-    said = _patiently(look, patience)
+    (said,) = looking.within(patience, look)
     return f"no answer within {patience:.0f} s: does its mount hang?" if said is None else said
-
-
-def _patiently(look: Callable[[], T], patience: float) -> T | None:
-    """What `look` returns, None where it did not within `patience` seconds."""
-    found: list[T] = []
-    looking = threading.Thread(target=lambda: found.append(look()), daemon=True)
-    looking.start()
-    looking.join(patience)
-    return found[0] if found else None
 
 
 def _of_retention(root: str, here: Settings, patience: float) -> Iterator[str]:
@@ -93,7 +81,7 @@ def _of_retention(root: str, here: Settings, patience: float) -> Iterator[str]:
     """
     if here.output == "subdirectory":
         return
-    found = _patiently(lambda: list(_kept(root, here, here.max_depth)), patience)
+    (found,) = looking.within(patience, lambda: list(_kept(root, here, here.max_depth)))
     if found is None:
         yield f"  warning: what keep_latest_k keeps is not known: no answer within {patience:.0f} s"
     hazards = [(run, keep) for run, keep in found or () if keep > 2 or (keep and here.output == "alongside")]

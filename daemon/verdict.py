@@ -167,8 +167,8 @@ def cure(keep_latest_k: int) -> str:
     """What to set against `hazard`, in a sentence."""
     return (
         'set output = "subdirectory": no export is deleted, every checkpoint is kept as without exports; '
-        f"or keep_latest_k = {2 * keep_latest_k - 1} in the run: it keeps {keep_latest_k - 1} checkpoints and "
-        f"{exports_left(2 * keep_latest_k - 1)} exports"
+        f"or keep_latest_k = {2 * keep_latest_k} in the run: it keeps {keep_latest_k - 1} checkpoints during a save, and "
+        f"{exports_left(2 * keep_latest_k)} exports"
     )
 
 

@@ -239,13 +239,15 @@ function plots(steps, said) {
   }
   const broken = new Map(said.non_finite.map((one) => [one.step, one]));
   const checked = [...new Set([...over, ...broken.keys()])].sort((a, b) => a - b);
-  if (checked.length) {
+  if (checked.length && !broken.size) {
+    found.push(make("p", { class: "quiet", text: `No NaN and no infinity in ${counted(checked.length, "converted step")}: all elements are counted` }));
+  } else if (checked.length) {
     const share = (step) => {
       const one = broken.get(step);
       return one ? (one.nan + one.inf) / (one.elements || 1) : 0;
     };
     const counts = (at) => (broken.has(checked[at]) ? ` (${broken.get(checked[at]).nan} NaN, ${broken.get(checked[at]).inf} infinite)` : "");
-    const note = broken.size ? `in ${broken.size} of ${checked.length} steps; all elements are counted` : "none in any step; all elements are counted";
+    const note = `in ${broken.size} of ${checked.length} steps; all elements are counted`;
     found.push(plot({ title: "NaN and infinity", note, axis: "fraction", fromZero: true, steps: checked, series: [{ name: "fraction of elements", values: checked.map(share) }], say: counts }));
   }
   const timed = steps.filter((step) => step.duration_seconds).reverse();

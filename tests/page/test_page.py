@@ -27,7 +27,7 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\">'&"
 RIGHT, LEFT, UP, ENTER = "\ue014", "\ue012", "\ue013", "\ue007"
 DRAWN = "document.querySelectorAll('figure:last-of-type circle:not(.dot)').length"
 TITLES = "return [...document.querySelectorAll('figure h3')].map((title) => title.textContent)"
-PLOTS = ["Weights by layer", "Updates by layer", "Outside the layers", "Embedding rows of added tokens", "NaN and infinity", "Conversion time"]  # fmt: skip
+PLOTS = ["Weights by layer", "Updates by layer", "Outside the layers", "Embedding rows of added tokens", "Conversion time"]  # fmt: skip
 
 
 def test_a_demonstration_run_is_seen_to_be_converted_and_its_plots_are_read(
@@ -62,7 +62,7 @@ def test_a_demonstration_run_is_seen_to_be_converted_and_its_plots_are_read(
     lines = window.run(
         "return [...document.querySelectorAll('figure')].map((f) => f.querySelectorAll('.curve').length)"
     )
-    assert lines == [4, 4, 2, 2, 1, 1], "four layers; embedding and norm, for the head is tied"
+    assert lines == [4, 4, 2, 2, 1], "four layers; embedding and norm, for the head is tied"
     updates = "[...document.querySelectorAll('figure')][1]"
     window.run(f"{updates}.querySelector('svg').focus()")
     window.press(RIGHT, LEFT, UP)  # the last step, the one before, the second line
