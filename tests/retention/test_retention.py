@@ -169,7 +169,9 @@ def test_the_hazard_is_told_with_what_remains_and_its_advice_restores_what_was(
     assert said["remaining"] == fewest(saves(make_run(keep), Exports("alongside").publish))
     assert said["exports_left"] == min(len(m.exported) for m in saves(make_run(keep), Exports("alongside").publish))
     assert said["deletes_from_save"] == first_loss(make_run(keep))
-    cure = f"or keep_latest_k = {2 * keep} in the run: it keeps {keep - 1} checkpoints during a save, and {keep} exports"
+    cure = (
+        f"or keep_latest_k = {2 * keep} in the run: it keeps {keep - 1} checkpoints during a save, and {keep} exports"
+    )
     assert cure in said["hint"]
     moments = list(saves(make_run(2 * keep), Exports("alongside").publish))
     assert min(len(moment.complete) for moment in moments) == keep - 1
