@@ -167,7 +167,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         report("warning", about | {"message": text})
     figures = {"cast_to_zero": sum(c.to_zero for c in outcome.counts.values()), "largest_bias": outcome.largest_bias}
     report("conversion_succeeded", about | {
-        "dtype": source.dtype, "duration_seconds": round(time.monotonic() - begun, 3), "phases": phase.phases,
+        "listing": source.listing.fingerprint, "dtype": source.dtype, "duration_seconds": round(time.monotonic() - begun, 3), "phases": phase.phases,
         "bytes_read": outcome.bytes_read + compared.get("bytes_read", 0),
         "bytes_written": sum(entry.size for entry in made.files.values()), "tensors": made.tensors,
         "parameters": made.parameters, "checks": [vars(check) for check in made.checks], "warnings": warnings,

@@ -78,7 +78,7 @@ class StepIncomplete(ConversionError):
 
 
 class StepSuspect(ConversionError):
-    """DCP shards are newer than `.metadata`: a copy, or a save that died over an older one."""
+    """The files of a step may be of two saves: a copy, a save that died over an older one, or a mirror in parts."""
 
     retry = Retry.SUSPECT
 

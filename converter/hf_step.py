@@ -15,6 +15,7 @@ from typing import Any
 from converter import errors
 from converter.exports import INDEX, SAFETENSORS
 from converter.files import CONFIG_LIMIT, REFUSED, named, open_regular, parse_json, read_regular
+from converter.listing import Listing, times, wholeness
 
 _HEADER_LIMIT = 32 << 20
 """Bytes of a safetensors header: six times that of a 235B in one file. Parsed, it takes up to twenty times as much."""
@@ -38,8 +39,9 @@ class Entry:
     length: int
 
 
-def state_of(step: Path, names: frozenset[str]) -> dict[str, Any]:
-    """ "state", "reason" and sizes of a step in HF form whose listing has these names, as `storage.probe` answers."""
+def state_of(step: Path, listing: Listing) -> dict[str, Any]:
+    """ "state", "reason", times and sizes of a step in HF form, as `storage.probe` answers."""
+    names = {file.name for file in listing.files}
     if INDEX not in names:
         return {"state": "incomplete", "reason": f"no {INDEX} yet"}
     try:
@@ -67,8 +69,10 @@ def state_of(step: Path, names: frozenset[str]) -> dict[str, Any]:
         found += entries
         if len(found) > _MOST_ENTRIES:
             raise errors.StepDamaged(f"the step has more than {_MOST_ENTRIES:,} tensors", path=step, hint=_EARLIER)
+    state, reason = wholeness(listing, files, INDEX)
+    said = times(listing, files, INDEX)
     return {
-        "state": "complete", "reason": "", "save_id": "hf-" + hashlib.sha256(payload + repr(stamps).encode()).hexdigest()[:32],
+        "state": state, "reason": reason, "oldest": said.oldest if said else 0, "latest": said.latest if said else 0, "save_id": "hf-" + hashlib.sha256(payload + repr(stamps).encode()).hexdigest()[:32],
         "model_bytes": sum(e.length for e in found), "model_elements": sum(prod(e.shape) for e in found),
         "largest_item": max((e.length for e in found), default=0), "dtypes": sorted({e.dtype for e in found}),
     }  # fmt: skip

@@ -106,10 +106,11 @@ def look(step: Path, options: Options, *, wait: bool = True) -> Source:
             "saved by torch_checkpointing, which is not read", path=step, hint="save with DCP"
         )
     if kind == "hf":
-        listing, metadata, copied = list_step(step), _read_hf(step, listing), False
+        metadata, state, reason = _read_hf(step, listing)
     else:
         listing, metadata = storage.read(step, options.metadata_limits)
-        copied = _wait_until_settled(step, listing, metadata, options, wait=wait)
+        state, reason = completeness(listing, metadata.extent)
+    copied = _wait_until_settled(step, listing, state, reason, options, wait=wait)
     ignored: tuple[str, ...] = ()
     if metadata.form == "dcp":
         ignored = tuple(names.ignored(metadata.tensors, options.ignore_tensors, step))
@@ -146,11 +147,8 @@ def _was_written_after(config: Path, step: Path, listing: Listing) -> bool:
     return written - end.mtime_ns > CONFIG_DELAY_SECONDS * 1e9
 
 
-def _wait_until_settled(
-    step: Path, listing: Listing, metadata: checkpoint.StorageMetadata, options: Options, *, wait: bool
-) -> bool:
+def _wait_until_settled(step: Path, listing: Listing, state: str, reason: str, options: Options, *, wait: bool) -> bool:
     """Whether the step is an accepted copy. Raises StepIncomplete or StepSuspect unless it may be converted."""
-    state, reason = completeness(listing, metadata.extent)
     if state == "incomplete":
         raise errors.StepIncomplete(
             f"the step is not complete: {reason}",
@@ -170,22 +168,18 @@ def _wait_until_settled(
     return state == "suspect"
 
 
-def _read_hf(step: Path, listing: Listing) -> checkpoint.StorageMetadata:
-    """A step in HF form as storage metadata: its tensors are HF's, each one raw chunk of a safetensors file."""
-    said = hf_step.state_of(step, frozenset(f.name for f in listing.files))
-    if said["state"] != "complete":
-        raise errors.StepIncomplete(
-            f"the step is not complete: {said['reason']}",
-            path=step,
-            hint="wait for the save to end; a save that died never does",
-        )
+def _read_hf(step: Path, listing: Listing) -> tuple[checkpoint.StorageMetadata, str, str]:
+    """A step in HF form as storage metadata, its state and why: its tensors are HF's, each one raw chunk of a safetensors file."""
+    said = hf_step.state_of(step, listing)
+    if said["state"] == "incomplete":
+        return checkpoint.StorageMetadata("", {}, form="hf"), said["state"], said["reason"]
     tensors = {}
     for entry in hf_step.entries(step):
         chunk = checkpoint.Chunk(
             (0,) * len(entry.shape), entry.shape, entry.file, entry.position, entry.length, raw=True
         )
         tensors[entry.name] = checkpoint.TensorItems(entry.name, entry.dtype, entry.shape, (chunk,))
-    return checkpoint.StorageMetadata(said["save_id"], tensors, form="hf")
+    return checkpoint.StorageMetadata(said["save_id"], tensors, form="hf"), said["state"], said["reason"]
 
 
 def source_names(source: Source) -> dict[str, str]:

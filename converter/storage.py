@@ -23,7 +23,7 @@ from converter import errors, hf_step, layout
 from converter.checkpoint import StorageMetadata, TensorItems, from_json, from_pickle, to_json
 from converter.files import REFUSED, read_regular
 from converter.limits import PATIENCE, SIZE_LIMIT, Limits
-from converter.listing import METADATA, Listing, completeness, kind_of, list_step
+from converter.listing import METADATA, Listing, completeness, kind_of, list_step, times
 
 _TOO_MUCH = "reading storage metadata took more memory or time than its size allows"
 _RAISE = "raise metadata_memory_limit or metadata_deadline if this checkpoint is trusted"
@@ -131,7 +131,7 @@ def probe(step: Path) -> dict[str, Any]:
                 "hint": "save with DCP",
             }
         if kind == "hf":
-            return answer | hf_step.state_of(step, frozenset(f.name for f in listing.files))
+            return answer | hf_step.state_of(step, listing)
         found = listing.get(METADATA)
         if found is None:
             return answer | {
@@ -141,6 +141,8 @@ def probe(step: Path) -> dict[str, Any]:
         metadata = from_pickle(_payload(step), listing)
         state, reason = completeness(listing, metadata.extent)
         answer |= {"state": state, "reason": reason, "save_id": metadata.save_id, **_sizes(metadata.tensors.values())}
+        if (stamps := times(listing, metadata.extent, METADATA)) is not None:
+            answer |= {"oldest": stamps.oldest, "latest": stamps.latest}
         if not metadata.tensors:
             answer |= {"state": "no_model", "error": "NoModelInStep", "reason": "the checkpoint holds no model tensors"}
     except errors.ConversionError as error:

@@ -172,7 +172,10 @@ class Conversions:
         if row.state == State.PENDING:  # what it waited for is there
             row = msgspec.structs.replace(row, reason="", error=None, hint="")
         samples = self._samples.folder(job.run, settings)
-        request = worker.Request(job.path, verdict.folder(facts, run, settings), row.accept_copy, samples)
+        has_changed = row.converted not in ("", facts.answer.fingerprint)
+        request = worker.Request(
+            job.path, verdict.folder(facts, run, settings), row.accept_copy, overwrite=has_changed, samples=samples
+        )
         output, number = f"{request.folder}/{layout.published_name(job.step)}", row.attempts + 1
         running = msgspec.structs.replace(row, state=State.RUNNING, output=output)
         if not self._ledger.put(running, of_attempt=not self._once):  # another daemon with this ledger knows more
@@ -225,7 +228,7 @@ class Conversions:
                     self._endings.failed(started, outcome, latest)
             if is_gone:
                 self._tracker.on_gone(job.root, Gone(path=job.path))
-            elif latest.answer.save_id != started.facts.answer.save_id:
+            elif latest.answer != started.facts.answer:
                 self._tracker.on_step(job.root, latest)
         except Exception as error:  # nobody foresaw it: without an end the step would be `running` until the next start
             what = f"the daemon itself failed ({type(error).__name__}: {error})"

@@ -77,6 +77,15 @@ MIGRATIONS = (
     ALTER TABLE steps ADD COLUMN checkpoint_gone INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE steps ADD COLUMN output_gone INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    ALTER TABLE steps ADD COLUMN converted TEXT NOT NULL DEFAULT '';
+    ALTER TABLE steps ADD COLUMN refused TEXT NOT NULL DEFAULT '';
+    ALTER TABLE steps ADD COLUMN held TEXT;
+    UPDATE steps SET converted = coalesce(json_extract(answer, '$.fingerprint'), '') WHERE state = 'done';
+    UPDATE steps SET refused = coalesce(json_extract(answer, '$.fingerprint'), '') WHERE state = 'quarantined';
+    ALTER TABLE runs ADD COLUMN gone REAL;
+    ALTER TABLE outbox ADD COLUMN since REAL NOT NULL DEFAULT 0;
+    """,
 )
 """What brings the schema from one version to the next; released ones are never changed."""
 

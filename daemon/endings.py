@@ -89,9 +89,14 @@ class Endings:
         wish = verdict.wish(self._tracker.runs.get(job.run), started.settings)
         if outcome.result == "skipped":
             self._hooks.found_published(msgspec.structs.replace(row, output=output), before=started.key.started)
+        seen = started.facts.answer.fingerprint
+        converted = row.converted or seen
+        if outcome.result == "succeeded":
+            converted = outcome.event.get("listing") or seen
         self._ledger.put(
             msgspec.structs.replace(
-                row, state=State.DONE, reason="", error=None, hint="", attempts=0, next_attempt=None, wish=wish, output=output
+                row, state=State.DONE, reason="", error=None, hint="", attempts=0, next_attempt=None, wish=wish, output=output,
+                converted=converted,
             )
         )  # fmt: skip
         self._tracker.published(job.path, latest)
@@ -100,6 +105,8 @@ class Endings:
             log.info("conversion_succeeded", **fields)
         else:
             log.info("conversion_skipped", **fields | {"reason": "up_to_date"})
+        if converted != latest.answer.fingerprint:
+            self._look(job)  # the converter knows a later listing than the scanner, or the step has changed since
 
     def failed(self, started: Started, outcome: Outcome, latest: Step) -> None:
         """When it is tried again, if ever."""
@@ -141,6 +148,7 @@ class Endings:
                 hint=outcome.hint,
                 attempts=follows.attempts,
                 next_attempt=follows.next_attempt,
+                refused=started.facts.answer.fingerprint if follows.state == State.QUARANTINED else row.refused,
             ),
             of_attempt=True,
         )

@@ -69,10 +69,11 @@ class Ledger(Outbox, Digest, JobBook, RootStates, Listings):
         self._db.close()
 
     # Steps
-    def row(self, path: str) -> Row | None:
-        """The newest save of the step at `path`."""
+    def row(self, path: str, save_id: str | None = None) -> Row | None:
+        """The newest save of the step at `path`, or the one with this id."""
+        which, values = ("current", (path,)) if save_id is None else ("save_id = ?", (path, save_id))
         found = self._db.execute(
-            f"SELECT {', '.join(COLUMNS)} FROM steps WHERE path = ? AND current", (path,)
+            f"SELECT {', '.join(COLUMNS)} FROM steps WHERE path = ? AND {which}", values
         ).fetchone()
         return row_of(dict(found)) if found else None
 
@@ -86,6 +87,7 @@ class Ledger(Outbox, Digest, JobBook, RootStates, Listings):
             **msgspec.structs.asdict(row),
             "state": str(row.state),
             "answer": msgspec.json.encode(row.answer).decode() if row.answer else None,
+            "held": msgspec.json.encode(row.held).decode() if row.held else None,
             "now": time.time(),
         }
         with transaction(self._db):
@@ -260,9 +262,10 @@ class Ledger(Outbox, Digest, JobBook, RootStates, Listings):
         marks = ", ".join(f"'{state}'" for state in _FORGIVEN)
         self._db.execute(
             f"UPDATE steps SET state = 'pending', reason = '', error = NULL, hint = '', attempts = 0, next_attempt = NULL "
-            f"WHERE current AND state IN ({marks}){where}",
+            f"WHERE state IN ({marks}){where}",
             values,
         )
+        self._db.execute(f"UPDATE steps SET held = NULL WHERE held IS NOT NULL{where}", values)
         self._db.execute(
             f"UPDATE runs SET block = NULL WHERE path IN (SELECT run FROM steps WHERE current{where})",
             values,

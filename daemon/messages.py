@@ -42,6 +42,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
     model_elements: int = 0
     largest_item: int = 0
     format: str = "dcp"
+    oldest: int = 0
+    """mtime (ns) of the oldest file that holds items; 0 once it was compared with `after`."""
+    latest: int = 0
+    """mtime (ns) of the newest file of this save."""
+    after: int = 0
+    """`latest` of the save that lay here before: this save's files are newer, since a save writes each anew. 0: not known."""
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="known"):

@@ -34,6 +34,16 @@ class State(StrEnum):
     REMOVED = "removed"
 
 
+class Held(NamedTuple):
+    """What was so of a save before it was away, incomplete or suspect: it is so again when the save is back."""
+
+    state: State
+    reason: str
+    error: str | None
+    hint: str
+    next_attempt: float | None
+
+
 class Row(msgspec.Struct, kw_only=True, frozen=True):
     """What the ledger remembers of one save of a step. Times are seconds since the epoch."""
 
@@ -57,6 +67,11 @@ class Row(msgspec.Struct, kw_only=True, frozen=True):
     accept_copy: bool = False
     complete_at: float | None = None
     answer: Answer | None = None
+    converted: str = ""
+    """Fingerprint of the listing that was converted; empty: not known."""
+    refused: str = ""
+    """Fingerprint of the listing that was quarantined; empty: not known."""
+    held: Held | None = None
 
 
 COLUMNS = tuple(field.name for field in msgspec.structs.fields(Row))
@@ -67,7 +82,26 @@ def row_of(found: Mapping[str, Any]) -> Row:
     """A row from its columns."""
     values = dict(found)
     values["answer"] = msgspec.json.decode(values["answer"], type=Answer) if values["answer"] else None
+    values["held"] = msgspec.json.decode(values["held"], type=Held) if values["held"] else None
     return Row(**values | {"state": State(values["state"]), "accept_copy": bool(values["accept_copy"])})
+
+
+_HELD = frozenset({State.DONE, State.REMOVED, State.QUARANTINED, State.FOREIGN})
+"""What a conversion or a person settled of a save."""
+_AWAY = frozenset({State.VANISHED, State.INCOMPLETE, State.SUSPECT})
+"""States that say nothing of it."""
+
+
+def held_by(row: Row, state: State) -> Held | None:
+    """What a row that comes into `state` holds on to."""
+    if state not in _AWAY:
+        return None
+    return Held(row.state, row.reason, row.error, row.hint, row.next_attempt) if row.state in _HELD else row.held
+
+
+def back(row: Row) -> Row:
+    """The row as it was before the save was away."""
+    return row if row.held is None else msgspec.structs.replace(row, **row.held._asdict(), held=None)
 
 
 class Outcome(msgspec.Struct, kw_only=True, frozen=True):

@@ -1,5 +1,6 @@
 """Owns what a scanner knows of one run: its steps, its run config, what was reported of them."""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from daemon.messages import Answer, Config, Run, RunConfigFacts, Step
 from daemon.steptrack import SECOND_LOOK, Probe, StepTrack
 from daemon.voice import Voice
 
+LISTED = 30
+"""Rescans in which every settled step is listed once, a thirtieth of them each time; an hour with the default
+`rescan_interval`. What two stats do not show (files rewritten in place, mtimes of any kind) is noticed then."""
 TURNS = 5
 """Rescans in which every published directory is entered once: a fifth of them each time, two thirds of a rescan's calls."""
 
@@ -62,12 +66,13 @@ class RunTrack:
             track = self.steps[number]
             before = track.answer
             self._voice.beat()
+            whole = full and (number in always or self._is_listed(number))
             if number not in always:
-                is_due = full and not track.is_as_it_was()
+                is_due = whole or (full and not track.is_as_it_was())
             else:
                 is_due = full or number == newest or not track.is_stalled(now)
             if is_due:
-                self._look_at_step(number)
+                self._look_at_step(number, whole=whole)
             has_turn = full and self._has_turn(number, track)
             if is_new or has_turn or track.answer is not before:  # else there is no news of it
                 self._report(number, full=has_turn)
@@ -77,6 +82,10 @@ class RunTrack:
         if (number + self._rescans) % TURNS == 0:
             return True
         return any(p.facts.ours and not p.facts.up_to_date for p in track.published)
+
+    def _is_listed(self, number: int) -> bool:
+        """Whether this rescan lists a settled step; step numbers are often multiples of one another."""
+        return (zlib.crc32(b"%d" % number) + self._rescans) % LISTED == 0
 
     def look_at(self, number: int, *, full: bool = False) -> None:
         """Looks at one step and reports it if it is news."""
@@ -147,13 +156,13 @@ class RunTrack:
         self._voice.emit(facts)
         return True
 
-    def _look_at_step(self, number: int) -> None:
+    def _look_at_step(self, number: int, *, whole: bool = False) -> None:
         step = self.steps[number]
         self._voice.beat()
         try:
             if step.is_open:
                 self._watch(step.path)
-            problem = step.look(self._look_into, self._voice.now())
+            problem = step.look(self._look_into, self._voice.now(), whole=whole)
         except FileNotFoundError:
             if step.is_open:
                 self._open.add(number)  # it may be back at the next scan

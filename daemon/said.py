@@ -40,6 +40,7 @@ class _End(msgspec.Struct, frozen=True):
     phases: dict[str, _Seconds] = {}
     figures: _Figures = _Figures()
     output: str | None = None
+    listing: str = ""
 
 
 def event_of(line: bytes) -> dict[str, Any] | None:

@@ -118,6 +118,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     allow_routing_drift: Annotated[
         bool, Meta(description="Convert a MoE whose balancing bias HF cannot express.", extra=_ROOT)
     ] = False
+    accept_copies: Annotated[
+        bool,
+        Meta(
+            description="For mounts whose clocks or mtimes say nothing (object storage): convert *suspect* steps once their "
+            "listing has been the same for a minute.",
+            extra=_ROOT,
+        ),
+    ] = False
     output: Annotated[
         Literal["auto", "alongside", "subdirectory"],
         Meta(

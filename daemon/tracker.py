@@ -15,7 +15,7 @@ from daemon.ledger import Ledger
 from daemon.logs import Logger
 from daemon.messages import Gone, Run, RunGone, Step
 from daemon.news import News
-from daemon.records import CONFIG_ERRORS, OF_THE_RUN, Row, State
+from daemon.records import CONFIG_ERRORS, OF_THE_RUN, Row, State, back, held_by
 from daemon.settings import Settings
 from daemon.verdict import Block, Verdict
 from daemon.watcher import RootWatcher
@@ -91,18 +91,19 @@ class Tracker:
         if (known := self.waiting.get(path)) and known.verdict.state == State.RUNNING:
             self.waiting[path] = known._replace(facts=facts)
             return
-        before = self._ledger.row(path)
+        current = self._ledger.row(path)
+        before = self._known(current, facts)
         row = self.row(root, facts)
-        is_same_save = before is not None and before.save_id == row.save_id
-        is_complete = facts.answer.state == "complete" or (facts.answer.state == "suspect" and row.accept_copy)
+        accepts = row.accept_copy or settings.accept_copies
+        is_complete = facts.answer.state == "complete" or (facts.answer.state == "suspect" and accepts)
         now = self._clock()
-        if is_complete and row.complete_at is None:
+        if is_complete and (row.complete_at is None or row.complete_at > now):
             row = msgspec.structs.replace(row, complete_at=now)
         run = self.runs.get(facts.run)
         judged = verdict.judge(
             facts,
             run,
-            row if is_same_save else None,
+            row if before is not None else None,
             self._ledger.block(facts.run),
             settings,
             now=now,
@@ -110,8 +111,8 @@ class Tracker:
         )
         if judged.state == State.REMOVED and path in self._unseen:
             judged = Verdict(State.DONE)
-        is_final = facts.answer.state not in ("incomplete", "settling")
-        is_done = judged.state == State.DONE
+        is_final = facts.answer.state not in ("incomplete", "settling") and bool(facts.answer.fingerprint)
+        is_done, is_refused = judged.state == State.DONE, judged.state == State.QUARANTINED
         new = msgspec.structs.replace(
             row,
             state=judged.state,
@@ -119,22 +120,26 @@ class Tracker:
             error=judged.error,
             hint=judged.hint,
             next_attempt=judged.not_before or None,
-            answer=facts.answer if is_final and facts.answer.fingerprint else None,
+            answer=facts.answer if is_final or facts.answer.after else None,
+            converted=row.converted or (facts.answer.fingerprint if is_done else ""),
+            refused=facts.answer.fingerprint if is_refused else row.refused,
+            held=held_by(row, judged.state),
             wish=verdict.wish(run, settings) if is_done else row.wish,
             output=row.output or (verdict.output(facts) if is_done else None),
         )
-        if new != before:
-            self._tell_hooks(before if is_same_save else None, new)
+        told = before if before is None or before.state == judged.state else back(before)
+        if new != before or before != current:
+            self._tell_hooks(told, new)
             self._ledger.put(new)
         log = self.step_log(root, facts)
-        if before is None:
+        if current is None:
             log.info("step_discovered", state=facts.answer.state)
-        if is_complete and not (is_same_save and before is not None and before.complete_at is not None):
+        if is_complete and (before is None or before.complete_at is None):
             log.info("step_complete", save_id=row.save_id, model_bytes=facts.answer.model_bytes)
         if is_complete and judged.state in (State.DONE, State.PENDING, State.FAILED):
             self._news.retention(root, facts, run, settings)
         tried = path in self.tried
-        is_news = self._news.verdict(log, before if is_same_save else None, judged, facts, tried=tried)
+        is_news = self._news.verdict(log, told, judged, facts, tried=tried)
         self.failures += self._once and is_news and judged.state == State.QUARANTINED
         self.keep(path, Tracked(root, facts, judged))
 
@@ -160,9 +165,16 @@ class Tracker:
             return
         self.waiting.pop(message.path, None)
         if row.state not in (State.DONE, State.VANISHED):
+            held = held_by(row, State.VANISHED)
             self._ledger.put(
                 msgspec.structs.replace(
-                    row, state=State.VANISHED, reason="the step is gone", error=None, hint="", next_attempt=None
+                    row,
+                    state=State.VANISHED,
+                    reason="the step is gone",
+                    error=None,
+                    hint="",
+                    next_attempt=None,
+                    held=held,
                 )
             )
             log = self._log.bind(root=root, run=row.run_name, step=row.step, path=row.path)
@@ -227,12 +239,24 @@ class Tracker:
         return tracked is not None and tracked.verdict.is_wanted and tracked.facts.answer.save_id == save_id
 
     def row(self, root: str, facts: Step) -> Row:
-        """The ledger's row of this very save, or a new one; below `root`, whatever root it was once found below."""
-        row = self._ledger.row(facts.path)
-        save_id, name = facts.answer.save_id or "", self.run_name(facts.run)
-        if row is not None and row.save_id in ("", save_id):
-            return msgspec.structs.replace(row, root=root, run_name=name, save_id=save_id)
+        """The ledger's row of this very save, or a new one; below `root`, whatever root it was once found below.
+
+        What was so before the save was away is so again.
+        """
+        current, save_id, name = self._ledger.row(facts.path), facts.answer.save_id or "", self.run_name(facts.run)
+        row = self._known(current, facts)
+        if row is None and current is not None and current.save_id == "":  # it was incomplete until now
+            row = current
+        if row is not None:
+            return back(msgspec.structs.replace(row, root=root, run_name=name, save_id=save_id))
         return Row(path=facts.path, root=root, run=facts.run, run_name=name, step=facts.step, save_id=save_id)
+
+    def _known(self, current: Row | None, facts: Step) -> Row | None:
+        """What is remembered of this very save: maybe another one lay there meanwhile."""
+        save_id = facts.answer.save_id or ""
+        if current is None or current.save_id == save_id:
+            return current
+        return self._ledger.row(facts.path, save_id) if save_id else None
 
     def run_name(self, run: str) -> str:
         """A run's name in logs."""

@@ -63,12 +63,13 @@ def judge(
 ) -> Verdict:
     """The verdict on a step; `row` is of this very save; `fresh` takes up what failed or was removed (`--once`)."""
     answer = step.answer
-    if answer.state in ("complete", "suspect") and _is_published(step, run, row, settings):
+    has_changed = row is not None and row.converted not in ("", answer.fingerprint)
+    if answer.state in ("complete", "suspect") and not has_changed and _is_published(step, run, row, settings):
         return Verdict(State.DONE, "up_to_date")
     match answer.state:
         case "incomplete" | "settling":
             return Verdict(State.INCOMPLETE, answer.reason, answer.error, answer.hint)
-        case "suspect" if row is None or not row.accept_copy:
+        case "suspect" if not (settings.accept_copies or (row is not None and row.accept_copy)):
             hint = f"if it is a finished copy: dcp2hfd retry {step.path} --accept-copy"
             return Verdict(State.SUSPECT, answer.reason, "StepSuspect", hint)
         case "unsupported" | "no_model":
@@ -88,13 +89,14 @@ def judge(
                 "the published directory was removed",
                 hint=f"to have it again: dcp2hfd retry {step.path}",
             )
-        if row.state == State.QUARANTINED and not _has_its_config_now(row, run):
+        is_refused = row.state == State.QUARANTINED and row.refused in ("", answer.fingerprint)
+        if is_refused and not _has_its_config_now(row, run):
             return Verdict(State.QUARANTINED, row.reason, row.error, row.hint, row.next_attempt or 0.0)
     if (run is None or run.config is None) and not fresh:
         return _without_config(run, row, settings, now)
     if row is not None and row.state == State.FAILED and not fresh:
         return Verdict(State.FAILED, row.reason, row.error, row.hint, row.next_attempt or 0.0)
-    return Verdict(State.PENDING)
+    return Verdict(State.PENDING, "its files are not those that were converted" if has_changed else "")
 
 
 def wish(run: Run | None, settings: Settings) -> str:

@@ -31,6 +31,8 @@ class Request(NamedTuple):
     folder: str
     """The folder in which `step-N-hf` is made."""
     accept_copy: bool = False
+    overwrite: bool = False
+    """What is published of this save is of other files."""
     samples: str = ""
     """The folder of the run's samples; empty: no statistics."""
 
@@ -40,7 +42,7 @@ def command(request: Request, settings: Settings) -> list[str]:
     flags = [
         "--dcp-path", request.path,
         "--output", request.folder,
-        "--if-exists", "skip",
+        "--if-exists", "overwrite" if request.overwrite else "skip",
         "--dtype", settings.dtype,
         "--max-shard-size", str(settings.max_shard_size),
         "--forward-check", settings.forward_check,
@@ -58,7 +60,7 @@ def command(request: Request, settings: Settings) -> list[str]:
         ("--force", settings.overwrite_foreign),
         ("--untie", settings.untie),
         ("--allow-routing-drift", settings.allow_routing_drift),
-        ("--accept-copy", request.accept_copy),
+        ("--accept-copy", request.accept_copy or settings.accept_copies),
     ):
         flags += [flag] if asked else []
     for flag, values in (

@@ -27,10 +27,12 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def edit_metadata(step: Path, change: Callable[[Any], Any]) -> None:
-    """Changes `.metadata` by torch's own classes."""
+    """Changes `.metadata` by torch's own classes; it is as old as the save's last file."""
+    newest = max(path.stat().st_mtime_ns for path in (step / ".metadata", *step.glob("*.distcp")))
     metadata = pickle.loads((step / ".metadata").read_bytes())  # noqa: S301 - written by our own builders
     change(metadata)
     (step / ".metadata").write_bytes(pickle.dumps(metadata))
+    os.utime(step / ".metadata", ns=(newest, newest))
 
 
 def save(step: Path, states: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ def listing(*files: tuple[str, int, int]) -> Listing:
         ([(".metadata", 1, HOUR), ("a.distcp", 10, 3 * HOUR)], "suspect", "7,200 s newer"),
         ([(".metadata", 1, HOUR), ("a.distcp", 9, 3 * HOUR)], "incomplete", "9 of 10"),
         ([(".metadata", 1, HOUR), ("a.distcp", 10, HOUR), ("b.distcp", 10, 3 * HOUR)], "complete", ""),
+        ([(".metadata", 1, HOUR + 1), ("a.distcp", 10, 0)], "suspect", "3,600 s older"),
+        ([(".metadata", 1, 3 * HOUR), ("a.distcp", 10, 3 * HOUR), ("b.distcp", 10, 0)], "complete", ""),
     ],
 )
 def test_a_step_is_whole_when_each_file_named_is_there_and_none_is_newer(
@@ -42,6 +45,64 @@ def test_a_step_is_whole_when_each_file_named_is_there_and_none_is_newer(
     assert found == state
     assert said in reason
     assert bool(reason) == (state != "complete")
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        (".a.distcp.AbC123", "rsync"), ("..metadata.x0Yz91", "rsync"), ("a.distcp.partial", "rclone"), ("a.distcp.1f2e3d4c.partial", "rclone"),
+        ("a.distcp.6eF78d1A", "aws s3"), ("a.distcp_.gstmp", "gsutil"), ("a.distcp.part.minio", "mc"), ("a.distcp.filepart", "WinSCP"),
+        (".syncthing.a.distcp.tmp", "syncthing"), (".azDownload-6f1d8c3e-0b1a-4c5d-8e9f-001122334455-a.distcp", "azcopy"), (".in.a.distcp.", "lftp"),
+    ],
+)  # fmt: skip
+def test_a_file_that_another_tool_is_writing_makes_a_step_suspect(name: str, of: str) -> None:
+    whole = [FileFacts(".metadata", 1, HOUR, ctime_ns=5), FileFacts("a.distcp", 10, HOUR, ctime_ns=5)]
+
+    def state(*more: FileFacts) -> str:
+        return completeness(Listing(Path("/run/step-1"), (*whole, *more)), {"a.distcp": 10})[0]
+
+    assert state() == "complete"
+    assert state(FileFacts(name, 3, HOUR, ctime_ns=6)) == "suspect", of
+    assert state(FileFacts(name, 3, HOUR, ctime_ns=4)) == "complete", "left over: the file came after it"
+
+
+@pytest.mark.parametrize("name", [".~tmp~", ".rsync-partial"])
+def test_rsyncs_folder_of_files_that_wait_makes_a_step_suspect(name: str) -> None:
+    files = (
+        FileFacts(".metadata", 1, HOUR),
+        FileFacts(name, 4096, HOUR, is_file=False),
+        FileFacts("a.distcp", 10, HOUR),
+    )
+
+    assert completeness(Listing(Path("/run/step-1"), files), {"a.distcp": 10})[0] == "suspect"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.distcp.sha256", "a.distcp.md5", "a.distcp.bak", "a.distcp.20260820", ".metadata.bak", "notes.txt", ".other.AbC123",
+        ".a.distcp.sha512", "config.json",
+    ],
+)  # fmt: skip
+def test_what_people_put_beside_a_shard_does_not(name: str) -> None:
+    assert completeness(listing((".metadata", 1, HOUR), ("a.distcp", 10, HOUR), (name, 1, 0)), {"a.distcp": 10}) == (
+        "complete",
+        "",
+    )
+
+
+def test_files_of_a_step_in_hf_form_that_are_newer_than_its_index_are_being_written(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    step = Path(shutil.copytree(BY_NAME["last_in_hf"].step(checkpoints), tmp_path / "step-2"))
+    index = step / "model.safetensors.index.json"
+    states = [storage.probe(step)["state"]]
+    for seconds in (3, 60, -7200):
+        at = index.stat().st_mtime_ns + seconds * SECOND
+        os.utime(step / "model-00001-of-00002.safetensors", ns=(at, at))
+        states.append(storage.probe(step)["state"])
+
+    assert states == ["complete", "settling", "suspect", "suspect"]
 
 
 def test_any_write_changes_the_fingerprint(tmp_path: Path) -> None:

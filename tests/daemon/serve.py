@@ -17,7 +17,14 @@ STUB = Path(__file__).with_name("stub_converter.py")
 
 
 def command(request: Request, _: Settings) -> list[str]:
-    return [sys.executable, "-P", str(STUB), request.path, request.folder]
+    return [
+        sys.executable,
+        "-P",
+        str(STUB),
+        request.path,
+        request.folder,
+        *(["overwrite"] if request.overwrite else []),
+    ]
 
 
 def main() -> int:

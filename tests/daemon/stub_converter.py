@@ -1,10 +1,11 @@
 """A stand-in for the converter in tests of the daemon's plumbing: publishes a directory with a real manifest and says so.
 
-`stub_converter.py STEP FOLDER`. What it does is said by the file `behaviour` in the run's folder, or in the step's.
+`stub_converter.py STEP FOLDER [overwrite]`. What it does is said by the file `behaviour` in the run's folder, or in the step's.
 """
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -36,7 +37,9 @@ def publish() -> None:
     with Lock(folder, number) as lock:
         target = folder / layout.published_name(number)
         probe = storage.probe(step)
-        if manifest.is_up_to_date(target, save_id=probe["save_id"], dtype="bfloat16", max_shard_size=50_000_000_000):
+        if not sys.argv[3:] and manifest.is_up_to_date(
+            target, save_id=probe["save_id"], dtype="bfloat16", max_shard_size=50_000_000_000
+        ):
             say("conversion_skipped", reason="up_to_date")
             return
         staging = folder / layout.staging_name(number, lock.owner.token)
@@ -54,9 +57,11 @@ def publish() -> None:
                 run_config_sha256="", files={}, checks=(),
             ),
         )  # fmt: skip
+        shutil.rmtree(target, ignore_errors=True)
         os.rename(staging, target)
         say(
             "conversion_succeeded", output=str(target), bytes_written=1, save_id=probe["save_id"], duration_seconds=0.1,
+            listing=probe["fingerprint"],
             statistics={"compared_with": None, "parts": ["0"], "rms": [0.5], "rms_error": [0.0], "update": None, "update_error": None, "added_rows": None},
         )  # fmt: skip
 

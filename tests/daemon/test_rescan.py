@@ -1,5 +1,6 @@
 """What a scan says of steps that are not the newest: all that is news, though it asks a settled step one stat only."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from converter import manifest
 from daemon import published
 from daemon.messages import Step
-from daemon.runtrack import TURNS
+from daemon.runtrack import LISTED, TURNS
 from daemon.steptrack import STALLED
 from tests.daemon.test_survey import Look, MakeRun, save_again
 
@@ -103,3 +104,20 @@ def test_a_published_directory_that_was_away_when_it_was_to_be_read_is_reported_
     asked.clear()
     assert not [m for m in look.scan() if isinstance(m, Step)]
     assert not asked
+
+
+def test_every_settled_step_is_listed_once_in_so_many_rescans_and_files_rewritten_in_place_are_found(
+    run: Path, tmp_path: Path
+) -> None:
+    look = Look(tmp_path / "root")
+    look.scan()
+    for step in OLDER:
+        shard = run / f"step-{step}" / "__0_0.distcp"
+        os.utime(shard, ns=(1, os.stat(shard).st_mtime_ns - 60_000_000_000))
+    found = []
+    for _ in range(LISTED):
+        found += [
+            m.step for m in look.scan(121.0) + look.scan(10.0) if isinstance(m, Step) and m.answer.state == "complete"
+        ]
+
+    assert sorted(found) == list(OLDER)

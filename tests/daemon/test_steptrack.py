@@ -10,6 +10,7 @@ from converter import storage
 from daemon.messages import Answer, answer_of
 from daemon.probe import ProbeError
 from daemon.steptrack import StepTrack
+from tests.build.cases import BY_NAME
 
 
 class Probe:
@@ -142,7 +143,7 @@ def test_shards_rewritten_under_an_old_metadata_are_not_read_at_every_listing(st
     assert probe.count == count
     assert track.wake_at is not None
 
-    track.look(probe, 10.0)
+    track.look(probe, 12.4)
     assert track.answer is not None
     assert (track.answer.state, probe.count) == ("incomplete", count + 1)
 
@@ -200,3 +201,137 @@ def test_a_step_said_to_be_gone_while_it_was_looked_at_is_asked_again(
 
     track.look(probe, 10.0)
     assert track.answer.state == "complete"
+
+
+# A mirror in parts
+def saved_again(step: Path, *, seconds: float) -> dict[str, tuple[bytes, int]]:
+    """Bytes and mtimes of the files of another save of this step, made so much later."""
+    payload, save_id = (step / ".metadata").read_bytes(), str(storage.probe(step)["save_id"])
+    other = save_id[:-4] + ("0000" if save_id[-4:] != "0000" else "1111")
+    files = {
+        ".metadata": payload.replace(save_id.encode(), other.encode()),
+        "__0_0.distcp": (step / "__0_0.distcp").read_bytes(),
+    }
+    return {name: (content, os.stat(step / name).st_mtime_ns + int(seconds * 1e9)) for name, content in files.items()}
+
+
+def mirror(step: Path, files: dict[str, tuple[bytes, int]], name: str) -> None:
+    """Puts one file in place as `rsync -a` does."""
+    content, at = files[name]
+    (step / f".{name}.AbC123").write_bytes(content)
+    os.utime(step / f".{name}.AbC123", ns=(at, at))
+    os.rename(step / f".{name}.AbC123", step / name)
+
+
+def state_of(track: StepTrack) -> str:
+    assert track.answer is not None
+    return track.answer.state
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_shards_of_the_earlier_save_under_the_id_of_a_new_one_are_suspect_until_the_mirror_ends(
+    step: Path, restart: bool
+) -> None:
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    files = saved_again(step, seconds=600.0)
+    mirror(step, files, ".metadata")
+    if restart:
+        track = StepTrack(str(step), track.answer)
+    track.look(probe, 10.0)
+    assert state_of(track) == "suspect"
+    assert track.is_open
+    if restart:
+        track = StepTrack(str(step), track.answer)
+        track.look(probe, 20.0)
+        assert state_of(track) == "suspect"
+
+    mirror(step, files, "__0_0.distcp")
+    track.look(probe, 30.0)
+    track.look(probe, 40.0)
+    assert state_of(track) == "complete"
+
+
+def test_an_older_save_that_is_put_back_from_a_backup_is_complete(step: Path) -> None:
+    older = saved_again(step, seconds=-3000.0)
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    for name in ("__0_0.distcp", ".metadata"):
+        mirror(step, older, name)
+    track.look(probe, 10.0)
+
+    assert state_of(track) == "complete"
+
+
+def test_what_lay_here_before_is_known_through_a_moment_without_metadata(step: Path) -> None:
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    files = saved_again(step, seconds=600.0)
+    (step / ".metadata").unlink()
+    track.look(probe, 5.0)
+    track = StepTrack(str(step), track.answer)
+    mirror(step, files, ".metadata")
+    track.look(probe, 10.0)
+
+    assert state_of(track) == "suspect"
+
+
+def test_a_settled_step_whose_shards_were_rewritten_in_place_is_listed_when_it_is_looked_at_as_a_whole(
+    step: Path,
+) -> None:
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    before = track.answer
+    at = os.stat(step / "__0_0.distcp").st_mtime_ns - 1
+    (step / "__0_0.distcp").write_bytes((step / "__0_0.distcp").read_bytes())
+    os.utime(step / "__0_0.distcp", ns=(at, at))
+    track.look(probe, 10.0)
+    assert track.answer is before, "two stats say nothing of it"
+
+    track.look(probe, 20.0, whole=True)
+    track.look(probe, 30.0)
+    assert (state_of(track), track.answer != before) == ("complete", True)
+
+
+def test_a_shard_that_another_tool_replaced_shows_in_the_directorys_own_stat(step: Path) -> None:
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    before = track.answer
+    mirror(step, saved_again(step, seconds=-0.001), "__0_0.distcp")
+    assert not track.is_as_it_was()
+
+    track.look(probe, 10.0)
+    track.look(probe, 20.0)
+    assert (state_of(track), track.answer != before) == ("complete", True)
+
+
+def test_shards_that_arrive_under_the_same_metadata_are_believed_after_ten_seconds_of_rest(step: Path) -> None:
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    mirror(step, saved_again(step, seconds=-0.001), "__0_0.distcp")
+    states = []
+    for now in (10.0, 19.9, 20.0):
+        track.look(probe, now)
+        states.append(state_of(track))
+
+    assert states == ["settling", "settling", "complete"]
+
+
+def test_a_step_in_hf_form_that_is_saved_again_in_place_is_noticed(checkpoints: Path, tmp_path: Path) -> None:
+    step = Path(shutil.copytree(BY_NAME["last_in_hf"].step(checkpoints), tmp_path / "step-2"))
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    before, folder = track.answer, os.stat(step).st_mtime_ns
+    assert state_of(track) == "complete"
+    for path in (*sorted(step.glob("*.safetensors")), step / "model.safetensors.index.json"):
+        at = os.stat(path).st_mtime_ns + 600_000_000_000
+        path.write_bytes(path.read_bytes())
+        os.utime(path, ns=(at, at))
+    assert os.stat(step).st_mtime_ns == folder
+    assert not track.is_as_it_was()
+    track.look(probe, 10.0)
+
+    assert state_of(track) == "complete"
+    assert track.answer is not None
+    assert before is not None
+    assert track.answer.save_id != before.save_id

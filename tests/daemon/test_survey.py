@@ -135,7 +135,7 @@ def test_an_idle_scan_touches_no_settled_step_but_the_newest(
     monkeypatch.setattr(os, "stat", lambda path, **kwargs: (looked.append(str(path)), real(path, **kwargs))[1])
     look.scan()
 
-    assert looked == [str(tmp_path / "root/a/step-29/.metadata")]
+    assert looked == [str(tmp_path / "root/a/step-29"), str(tmp_path / "root/a/step-29/.metadata")]
 
 
 def test_a_new_step_is_reported_at_the_next_scan(make_run: MakeRun, tmp_path: Path, saved: Path) -> None:

@@ -188,3 +188,25 @@ def test_a_run_refused_is_judged_anew_once_other_exceptions_are_allowed_and_only
     assert state(facts(), run_facts(), None, block, asked) == State.UNSUPPORTED
     assert state(facts(), run_facts(), None, block, with_(asked, **allowed)) == State.PENDING
     assert state(facts(), run_facts(), None, block, with_(asked, poll_interval=3.0)) == State.UNSUPPORTED
+
+
+def test_a_step_whose_listing_is_not_the_one_that_was_converted_is_converted_again_whatever_the_manifest_says() -> None:
+    done = row(state=State.DONE, wish=verdict.wish(run_facts(), S), converted="another")
+    judged = judge(facts(published=(OURS,)), run_facts(), done, None, S, now=0.0)
+
+    assert (judged.state, judged.reason) == (State.PENDING, "its files are not those that were converted")
+    assert state(facts(published=(OURS,)), run_facts(), row(state=State.DONE, converted="f"), None, S) == State.DONE
+    assert state(facts(published=(OURS,)), run_facts(), row(state=State.DONE), None, S) == State.DONE, "not known"
+    assert state(facts(state="suspect", published=(OURS,)), run_facts(), done, None, S) == State.SUSPECT
+    assert state(facts(), run_facts(), done, None, S) == State.REMOVED, "and what a person removed stays removed"
+
+
+def test_quarantine_is_of_the_files_that_were_refused() -> None:
+    held = row(state=State.QUARANTINED, error="PayloadCorrupt", refused="another")
+
+    assert state(facts(), run_facts(), held, None, S) == State.PENDING
+    assert state(facts(), run_facts(), row(state=State.QUARANTINED, refused="f"), None, S) == State.QUARANTINED
+
+
+def test_copies_are_accepted_where_the_configuration_accepts_them() -> None:
+    assert state(facts(state="suspect"), run_facts(), None, None, with_(S, accept_copies=True)) == State.PENDING

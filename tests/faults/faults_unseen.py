@@ -99,7 +99,7 @@ UNSEEN = (
     ),
     Unseen(
         "a DCP shard of an earlier step of the same run",
-        "the same; and shards may be older than storage metadata by any time",
+        "the same; and shards may be an hour older than storage metadata. Once the right one is there, the step is converted again",
         BY_NAME["two_steps"],
         _older_shard,
     ),
