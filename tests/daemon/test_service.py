@@ -655,3 +655,57 @@ def test_a_loop_that_is_stuck_says_no_sign_of_life(make_run: MakeRun, tmp_path: 
         pass
 
     assert daemon.stop() == 0
+
+
+def touch(step: Path) -> None:
+    """Another listing, under the same save id."""
+    shard = step / "__0_0.distcp"
+    os.utime(shard, ns=(1, os.stat(shard).st_mtime_ns - 1_000_000_000))
+
+
+def test_a_step_whose_files_changed_is_converted_again_under_the_same_save_id(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_succeeded")
+    assert daemon.stop() == 0
+    touch(run / "step-10")
+
+    second = start(str(tmp_path / "root"))
+    said = second.wait_for("step_waiting")
+    assert said["message"] == "its files are not those that were converted"
+    second.wait_for("conversion_succeeded")
+    time.sleep(1.0)
+    assert second.stop() == 0
+    assert states(tmp_path) == {10: "done"}
+    assert start("--once", str(tmp_path / "root")).end() == 0
+    assert len(conversions(run)) == 2, "and not once more"
+
+
+def test_a_quarantine_ends_when_the_files_change(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour-step-10").write_text("fail PayloadCorrupt never")
+    daemon = start(str(tmp_path / "root"), DCP2HF_RESCAN_INTERVAL="0.5s")
+    daemon.wait_for("conversion_failed", quarantined=True)
+    (run / "behaviour-step-10").unlink()
+    time.sleep(1.5)
+    assert len(conversions(run)) == 1
+    touch(run / "step-10")
+    os.utime(run / "step-10")
+    daemon.wait_for("conversion_succeeded")
+
+    assert daemon.stop() == 0
+
+
+def test_copies_are_converted_unasked_where_the_configuration_accepts_them(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    at = os.stat(run / "step-10/__0_0.distcp").st_mtime_ns - 60_000_000_000
+    os.utime(run / "step-10/.metadata", ns=(at, at))
+    daemon = start(str(tmp_path / "root"), DCP2HF_ACCEPT_COPIES="true")
+    daemon.wait_for("conversion_succeeded")
+
+    assert daemon.stop() == 0
+    assert not daemon.events("conversion_skipped")

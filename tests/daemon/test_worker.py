@@ -309,3 +309,16 @@ def test_the_most_that_an_attempt_had_resident_is_known_with_what_it_started() -
     outcome, _, _ = run(code)
 
     assert 160 << 20 < outcome.peak_memory < 300 << 20
+
+
+def test_a_root_that_accepts_copies_asks_the_converter_to(tmp_path: Path) -> None:
+    request = worker.Request("/r/a/step-10", "/r/a")
+
+    assert "--accept-copy" not in worker.command(request, S)
+    assert "--accept-copy" in worker.command(request, with_(S, accept_copies=True))
+
+
+def test_what_is_published_of_other_files_is_overwritten() -> None:
+    for overwrite, how in ((False, "skip"), (True, "overwrite")):
+        command = worker.command(worker.Request("/r/a/step-10", "/r/a", overwrite=overwrite), S)
+        assert command[command.index("--if-exists") + 1] == how
