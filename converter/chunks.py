@@ -174,8 +174,10 @@ def check_payload_checksum(band: Band, payload: Payload, crc: int) -> None:
 def boxes(shards: Shards, tensor: TensorItems) -> list[Box]:
     """The located chunks of a tensor. Raises StepDamaged where they do not cover it exactly once."""
     if len(tensor.shape) > 3 or tensor.dtype not in ITEM_BYTES:
-        raise errors.StepDamaged(
-            f"{tensor.fqn} is {tensor.dtype}{list(tensor.shape)}, which is not read", path=shards.step, hint=RESAVE
+        raise errors.UnsupportedModel(
+            f"{tensor.fqn} is {tensor.dtype}{list(tensor.shape)}, which is not read",
+            path=shards.step,
+            hint="what is read: float32, bfloat16 and float16, up to three dimensions",
         )
     if tensor.elements == 0:
         raise _untiled(shards, tensor)

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from converter import errors, interrupts, layout
+from converter import errors, interrupts, layout, version
 from converter.convert import convert_step
+from converter.files import exists, is_folder
 from converter.flags import (
     AssetsOption,
     BeforePublishOption,
@@ -40,6 +41,7 @@ from converter.verify import locate, verify
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NOTHING, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,  # share/ has it for both commands, and starts no Python at each TAB
     pretty_exceptions_enable=False,
@@ -47,14 +49,30 @@ app = typer.Typer(
 )
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"dcp2hf {version.text()}")
+        _exit(EXIT_OK)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="The version and its build.")
+    ] = False,
+) -> None:
+    """Converts TorchTitan checkpoints to HuggingFace directories, exactly."""
+
+
 @app.command()
 def convert(
-    path: Annotated[
-        Path,
-        typer.Option(
-            "--dcp-path", metavar="PATH", help="A step directory, a run root holding several, or a *.distcp file."
+    argument: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="PATH", show_default=False, help="A step directory, a run root holding several, or a *.distcp file."
         ),
-    ],
+    ] = None,
+    dcp_path: Annotated[Path | None, typer.Option("--dcp-path", metavar="PATH", help="PATH, as an option.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be converted to where, and why others not; write nothing.")
     ] = False,
@@ -135,6 +153,11 @@ def convert(
     ] = False,
 ) -> None:
     """Convert a step, or every step of a run."""
+    if argument is not None and dcp_path is not None and argument.absolute() != dcp_path.absolute():
+        _usage(f"two paths are given, {argument} and --dcp-path {dcp_path}: name one")
+    path = argument or dcp_path
+    if path is None:
+        _usage("no PATH is given: dcp2hf convert PATH, a step directory or a folder that holds step-*")
     options = Options(
         output=output and output.absolute(), dtype=dtype, run_config=run_config, run_config_names=tuple(run_config_name or ()), logs_roots=tuple(logs_root or ()),
         search=search_of(hf_assets, tokenizer, assets_root, path_map, restrict_assets),
@@ -145,16 +168,21 @@ def convert(
         hooks=Hooks(parse_command(before_publish, "--before-publish"), parse_command(sign, "--sign"), hook_timeout),
         statistics=statistics and statistics.absolute(),
     )  # fmt: skip
-    if events and (number := layout.step_number(path.name)) is not None and not path.exists():
+    if events and (number := layout.step_number(path.name)) is not None and not exists(path):
         gone = errors.StepVanished("the step is gone", path=path, hint="the trainer purged it")
         with reporter(events=True) as report:
             report("conversion_failed", gone.as_event() | {"step": number})
     steps, named = _steps(path)
     if output is not None and not output.absolute().parent.is_dir():
         _usage(f"--output {output}: its parent folder does not exist")
+    passed_over = [] if named else _passed_over(steps[0].parent)
     if dry_run:
+        for name, why in passed_over:
+            print(errors.printable(f"{name.name}: passed over: {why}"))
         _exit(_dry_run(steps, named, options))
     with reporter(events=events) as report:
+        for name, why in passed_over:
+            report("conversion_skipped", {"path": str(name), "reason": f"passed over: {why}"})
         _exit(_convert_all(steps, named, options, report))
 
 
@@ -180,19 +208,22 @@ def verify_command(
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         _usage(f"--sample {sample} is not N/T with N from 1 to T")
     part = (int(match[1]), int(match[2]))
+    if not exists(path) and layout.published_step(path.name) is None and layout.step_number(path.name) is None:
+        _usage(f"{path} does not exist")
     try:
         step, published, number = locate(path)
     except ValueError as error:
         _usage(str(error))
-    if not published.is_dir():
-        if not path.exists():
+    if not is_folder(published):
+        if not exists(path):
             _usage(f"{path} does not exist")
         print(f"nothing is published for this step: {published} does not exist", file=sys.stderr)
         _exit(EXIT_FAILED)
     try:
         verdict = verify(step, published, number, options, part)
-    except errors.ConversionError as error:
-        print(f"not verified: {error} ({error.hint})")
+    except (errors.ConversionError, OSError) as failed:
+        why = errors.from_oserror(failed, published) if isinstance(failed, OSError) else failed
+        print(f"not verified: {why} ({why.hint})")
         _exit(EXIT_FAILED)
     show_verdict(verdict, published, part)
     _exit(EXIT_OK if verdict.equal else EXIT_FAILED)
@@ -204,7 +235,9 @@ def inspect_command(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """What is in this checkpoint: complete or why not, names, tensors, dtypes, ranks, sizes."""
-    steps, _ = _steps(path)
+    steps, named = _steps(path)
+    for name, why in () if named else _passed_over(steps[0].parent):
+        print(errors.printable(f"{name.name}: passed over: {why}"), file=sys.stderr)
     described = [describe(step) for step in steps]
     if as_json:
         print(json.dumps(described if len(described) > 1 else described[0], indent=2))
@@ -218,7 +251,7 @@ def _steps(path: Path) -> tuple[list[Path], bool]:
     path = path.absolute()
     if path.is_symlink() and layout.step_number(path.name) is None:
         path = path.resolve()
-    if not path.exists():
+    if not exists(path):
         _usage(f"{path} does not exist")
     if path.name.endswith(".distcp") and path.is_file():
         path = path.parent
@@ -234,8 +267,28 @@ def _steps(path: Path) -> tuple[list[Path], bool]:
         elif below := next((str(step.parent) for step in sorted(path.glob("*/step-*")) if _is_step(step)), ""):
             why += f"; is {below} meant?"
         print(errors.printable(f"nothing to convert: {why}"), file=sys.stderr)
+        for name, reason in _passed_over(path):
+            print(errors.printable(f"{name.name}: passed over: {reason}"), file=sys.stderr)
         _exit(EXIT_NOTHING)
     return [entry for _, entry in found], False
+
+
+def _passed_over(folder: Path) -> list[tuple[Path, str]]:
+    """What lies in a run and looks like a step, but is none that is converted, and why; by name."""
+    found = []
+    for entry in sorted(folder.iterdir()):
+        number, is_ours = layout.step_number(entry.name), layout.parse_ours(entry.name) is not None
+        looks_like_one = re.search(r"step[-_]?\d", entry.name) is not None or entry.is_symlink()
+        if is_ours or not looks_like_one or layout.published_step(entry.name) is not None or _is_step(entry):
+            continue
+        if entry.is_symlink():
+            if entry.is_dir():
+                found.append((entry, f"a symbolic link, which is not followed; its target is {entry.resolve()}"))
+        elif not entry.is_dir():
+            found.append((entry, "not a directory"))
+        elif number is None:
+            found.append((entry, "its name is not step-<number> (no leading zeros, nothing before or after)"))
+    return found
 
 
 def _is_step(path: Path) -> bool:
@@ -296,6 +349,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("dcp2hf: interrupted; nothing half done was left", file=sys.stderr)
         _exit(EXIT_INTERRUPTED)
+    except OSError as failed:  # before a step was looked at: the path itself, or the folder that it names
+        said = errors.from_oserror(failed)
+        print(f"dcp2hf: {said} ({said.hint})", file=sys.stderr)
+        _exit(EXIT_FAILED)
     except Exception as error:
         if show_usage := getattr(error, "show", None):
             show_usage()

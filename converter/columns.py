@@ -16,6 +16,16 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def about(count: int) -> str:
+    """A measured size in bytes, in three digits and decimal units, as both commands and the page write it: `1.19 GB`."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.3g} {unit}"
+
+
 def allow_any_character(stream: TextIO) -> None:
     """A character that the stream's encoding lacks is written as an escape, instead of ending the command."""
     if isinstance(stream, io.TextIOWrapper):

@@ -94,7 +94,15 @@ class StepDamaged(ConversionError):
 
 
 class HostileCheckpoint(ConversionError):
-    """Something in the checkpoint would run code, leave its directory or exhaust memory."""
+    """Something in the checkpoint would run code, or leave its directory."""
+
+
+class UnknownObject(ConversionError):
+    """The checkpoint asks for an object that TorchTitan's do not hold; nothing of it was run."""
+
+
+class MetadataLimit(ConversionError):
+    """Reading `.metadata` took more memory or time than is allowed for its size."""
 
 
 class NoModelInStep(ConversionError):
@@ -102,7 +110,7 @@ class NoModelInStep(ConversionError):
 
 
 class UnsupportedFormat(ConversionError):
-    """A checkpoint format this version does not read (`torch_checkpointing`)."""
+    """A checkpoint form this version does not read: `torch_checkpointing`, links in a step, stream transforms."""
 
     retry = Retry.UNSUPPORTED
 

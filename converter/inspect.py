@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from converter import assets, errors, layout, manifest, publish, storage
+from converter.checkpoint import StorageMetadata
 from converter.source import Options, look, output_folder, source_names
+
+_EMBEDDING, _HEADS = "tok_embeddings.weight", ("output.weight", "lm_head.weight")
 
 
 def preview(step: Path, options: Options) -> tuple[bool, str]:
@@ -55,4 +58,21 @@ def describe(step: Path) -> dict[str, Any]:
                 for t in metadata.tensors.values()
             },
         }
+        if note := _of_the_head(metadata):
+            said["note"] = note
     return said
+
+
+def _of_the_head(metadata: StorageMetadata) -> str:
+    """Why an export may have fewer parameters than are stored: of a tied model TorchTitan stores the head as well."""
+    tensors = metadata.tensors.values()
+    embedding = [t for t in tensors if t.fqn.endswith(_EMBEDDING)]
+    head = (
+        [t for t in tensors if t.fqn.endswith(_HEADS) and t.shape == embedding[0].shape] if len(embedding) == 1 else []
+    )
+    if len(head) != 1:
+        return ""
+    return (
+        f"stored parameters are counted; if the model ties its embeddings, `convert` counts {head[0].elements:,} less: "
+        f"{head[0].fqn} is the embedding once more, and is not exported"
+    )

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 from converter import errors
 
+from converter import errors
+
 METADATA = ".metadata"
 COPY_TOLERANCE = 5_000_000_000
 """ns by which a DCP shard may be newer than `.metadata` and still settle (clock of the file system)."""
@@ -105,6 +107,16 @@ def list_step(path: Path) -> Listing:
                 FileFacts(entry.name, facts.st_size, facts.st_mtime_ns, stat.S_ISREG(facts.st_mode), facts.st_ctime_ns)
             )
     return Listing(path, tuple(sorted(files, key=lambda f: f.name)), tuple(sorted(links)))
+
+
+def check_links(listing: Listing) -> None:
+    """Raises UnsupportedFormat where a step holds links: they are not followed."""
+    if listing.links:
+        raise errors.UnsupportedFormat(
+            f"the step holds a symbolic link, {listing.links[0]!r}, and links inside steps are not followed",
+            path=listing.path / listing.links[0],
+            hint="put the file itself in the link's place",
+        )
 
 
 def kind_of(listing: Listing) -> str:

@@ -36,7 +36,7 @@ def check_transforms(items: Iterable[RawItem], where: Path) -> None:
     """No item went through a stream transform (`stream.zstd/1`). Raises StepDamaged."""
     for item in items:
         if item.transforms:
-            raise errors.StepDamaged(
+            raise errors.UnsupportedFormat(
                 f"item {item.fqn} is stored through {', '.join(item.transforms)}, which is not read",
                 path=where,
                 hint="save without stream transforms",

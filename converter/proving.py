@@ -91,9 +91,9 @@ class Prover:
         if not qwen3.belongs(shapes):
             some = ", ".join(sorted(held.tensors)[:3])
             raise errors.UnsupportedModel(
-                f"the tensors are no Qwen3's ({some}, …)",
+                f"this is another model than Qwen3, by the names of its tensors ({some}, …)",
                 path=self.step,
-                hint="only TorchTitan's Qwen3 models are converted so far, under TorchTitan's names",
+                hint="what is converted: TorchTitan's Qwen3 models, dense and MoE, under TorchTitan's names",
             )
         moe = qwen3.is_moe(shapes)
         where = Path(base_path)

@@ -226,7 +226,9 @@ def hf_config(base: dict[str, Any], *, moe: bool, where: Path) -> PretrainedConf
     wanted = "qwen3_moe" if moe else "qwen3"
     if base.get("model_type") != wanted:
         raise errors.AssetsInvalid(
-            f"the base assets' config is no {wanted}'s", path=where, hint="name the right folder with --hf-assets"
+            f"the checkpoint is a {wanted}, the base assets' config is not",
+            path=where / "config.json",
+            hint="name the right folder with --hf-assets",
         )
     try:
         return (Qwen3MoeConfig if moe else Qwen3Config).from_dict(dict(base))

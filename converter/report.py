@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from converter.columns import about
 from converter.errors import printable
 from converter.existing import WORDS
 
@@ -89,7 +91,7 @@ def _bar() -> Iterator[Report]:
         tasks: dict[str, Any] = {}
 
         def report(event: str, fields: dict[str, Any]) -> None:
-            name = f"step {fields.get('step', '')}"
+            name = f"step {fields['step']}" if "step" in fields else Path(fields.get("path", "")).name
             if event == "conversion_progress":
                 phase, done, total = fields["phase"], fields["bytes_done"], fields["bytes_total"]
                 if phase not in tasks:
@@ -107,7 +109,7 @@ def _bar() -> Iterator[Report]:
                 passed = sum(check["verdict"] == "passed" for check in fields["checks"])
                 missed = [check["name"] for check in fields["checks"] if check["verdict"] != "passed"]
                 rest = f"; not run: {', '.join(missed)}" if missed else ""
-                figures = f" in {fields['duration_seconds']:.1f} s, {fields['bytes_written'] / 1e9:.2f} GB"
+                figures = f" in {fields['duration_seconds']:.1f} s, {about(fields['bytes_written'])}"
                 say(f"{figures}, {passed} checks passed{rest}", "green", f"{name}: done")
                 if replaced := fields.get("replaced"):
                     say(f"{name}: replaced {WORDS[replaced['whose']]} ({replaced['dtype'] or 'unknown dtype'})")

@@ -26,7 +26,7 @@ from converter.exports import INDEX, SAFETENSORS, target_dtype
 from converter.files import exists, read_regular
 from converter.hooks import Hooks
 from converter.limits import SIZE_LIMIT, Limits
-from converter.listing import METADATA, SETTLE_SECONDS, Listing, completeness, kind_of, list_step
+from converter.listing import METADATA, SETTLE_SECONDS, Listing, check_links, completeness, kind_of, list_step
 from converter.traffic import KEPT_IN_CACHE, Traffic
 
 MAX_SHARD_SIZE = 50_000_000_000
@@ -94,12 +94,7 @@ class Source:
 def look(step: Path, options: Options, *, wait: bool = True) -> Source:
     """Reads what a step says of itself and waits for it to settle. Raises what speaks against converting it."""
     listing = list_step(step)
-    if listing.links:
-        raise errors.HostileCheckpoint(
-            f"{listing.links[0]!r} in the step is a symbolic link",
-            path=step,
-            hint="links inside steps are not followed: copy the files",
-        )
+    check_links(listing)
     kind = kind_of(listing)
     if kind == "torch_checkpointing":
         raise errors.UnsupportedFormat(

@@ -23,10 +23,10 @@ from converter import errors, hf_step, layout
 from converter.checkpoint import StorageMetadata, TensorItems, from_json, from_pickle, to_json
 from converter.files import REFUSED, read_regular
 from converter.limits import PATIENCE, SIZE_LIMIT, Limits
-from converter.listing import METADATA, Listing, completeness, kind_of, list_step, times
+from converter.listing import METADATA, Listing, check_links, completeness, kind_of, list_step, times
 
 _TOO_MUCH = "reading storage metadata took more memory or time than its size allows"
-_RAISE = "raise metadata_memory_limit or metadata_deadline if this checkpoint is trusted"
+_RAISE = "if this checkpoint is trusted, raise --metadata-memory-limit or --metadata-deadline"
 DEFAULT_LIMITS = Limits()
 
 
@@ -66,7 +66,7 @@ def _said(step: Path, code: int, out: bytes, err: bytes) -> dict[str, Any]:
         return said
     # Its own limit of time is SIGXCPU; SIGKILL comes from outside, when the machine is out of memory.
     if (code < 0 and code != -signal.SIGKILL) or b"MemoryError" in err:
-        return _failed(step, _TOO_MUCH) | {"state": "damaged", "error": "StepDamaged", "hint": _RAISE}
+        return _failed(step, _TOO_MUCH) | {"state": "damaged", "error": "MetadataLimit", "hint": _RAISE}
     last = err.decode(errors="replace").strip().rpartition("\n")[2]
     return _failed(step, f"storage metadata was not read (exit code {code}): {last}")
 
@@ -116,13 +116,7 @@ def probe(step: Path) -> dict[str, Any]:
         listing = list_step(step)
         answer["fingerprint"] = listing.fingerprint
         answer["kind"] = kind = kind_of(listing)
-        if listing.links:
-            return answer | {
-                "state": "damaged",
-                "error": "HostileCheckpoint",
-                "reason": f"{listing.links[0]!r} is a symbolic link",
-                "hint": "links inside steps are not followed",
-            }
+        check_links(listing)
         if kind == "torch_checkpointing":
             return answer | {
                 "state": "unsupported",
@@ -145,13 +139,15 @@ def probe(step: Path) -> dict[str, Any]:
             answer |= {"oldest": stamps.oldest, "latest": stamps.latest}
         if not metadata.tensors:
             answer |= {"state": "no_model", "error": "NoModelInStep", "reason": "the checkpoint holds no model tensors"}
+    except errors.UnsupportedFormat as error:
+        answer |= {"state": "unsupported", "error": type(error).__name__, "reason": error.what, "hint": error.hint}
     except errors.ConversionError as error:
         answer |= {"state": "damaged", "error": type(error).__name__, "reason": error.what, "hint": error.hint}
     except FileNotFoundError:
         # Of no fingerprint: it holds for no listing.
         answer |= {"state": "incomplete", "reason": "gone while it was looked at", "fingerprint": ""}
     except (MemoryError, RecursionError):
-        answer |= {"state": "damaged", "error": "StepDamaged", "reason": _TOO_MUCH, "hint": _RAISE}
+        answer |= {"state": "damaged", "error": "MetadataLimit", "reason": _TOO_MUCH, "hint": _RAISE}
     return answer | {"reason": errors.brief(answer["reason"])}
 
 
@@ -204,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
             "hint": "the trainer purged it",
         }
     except (MemoryError, RecursionError):
-        answer = {"error": "StepDamaged", "path": str(step / METADATA), "reason": _TOO_MUCH, "hint": _RAISE}
+        answer = {"error": "MetadataLimit", "path": str(step / METADATA), "reason": _TOO_MUCH, "hint": _RAISE}
     except OSError as error:
         answer = {"error": "MachineFailure", "path": str(step), "reason": str(error), "hint": "it is tried again"}
     print(json.dumps(answer))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from converter.columns import allow_any_character, columns
+from converter.columns import about, allow_any_character, columns
 from converter.errors import printable
 
 _STEPS = ("step", "state", "format", "model", "parameters", "dtypes", "DCP shards", "save id")
@@ -32,6 +32,7 @@ def show(described: list[dict[str, Any]]) -> None:
     allow_any_character(sys.stdout)
     steps = [_step(said) for said in described]
     reasons = [f"{_name(said)}: {printable(said['reason'])}" for said in described if said["reason"]]
+    reasons += [f"{_name(said)}: {printable(said['note'])}" for said in described if said.get("note")][:1]
     tensors = described[0].get("tensors", {}) if len(described) == 1 else {}
     rows = [_tensor(fqn, facts) for fqn, facts in tensors.items()]
     if sys.stdout.isatty():
@@ -49,7 +50,7 @@ def _name(said: dict[str, Any]) -> str:
 
 def _step(said: dict[str, Any]) -> tuple[str, ...]:
     return (
-        _name(said), said["state"], said.get("kind", ""), f"{said.get('model_bytes', 0) / 1e9:.3f} GB",
+        _name(said), said["state"], said.get("kind", ""), about(said.get("model_bytes", 0)),
         f"{said.get('model_elements', 0):,}", printable(" ".join(said.get("dtypes", ()))), str(said.get("ranks", "")),
         printable(str(said.get("save_id") or "")),
     )  # fmt: skip

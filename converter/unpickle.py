@@ -8,12 +8,26 @@ import io
 import pickle
 import pickletools
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter import errors
+
+_PLAIN = frozenset({
+    "collections.Counter", "collections.OrderedDict", "collections.defaultdict", "collections.deque", "copyreg._reconstructor",
+    "datetime.date", "datetime.datetime", "datetime.timedelta", "datetime.timezone", "decimal.Decimal", "fractions.Fraction",
+    "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "uuid.UUID",
+})  # fmt: skip
+"""Of Python's own names, those that a trainer's state may hold."""
+
+
+def _could_run_code(name: str) -> bool:
+    """Whether a pickle that asks for this name is after running something: all else of Python's own, and any loader."""
+    is_pythons = name.partition(".")[0] in sys.stdlib_module_names | {"__builtin__"}
+    return (is_pythons and name not in _PLAIN) or "load" in name.rpartition(".")[2]
 
 
 def need(holds: bool, what: str) -> None:
@@ -105,16 +119,24 @@ def load(
 ) -> Any:  # fmt: skip
     """The pickle's root, of stand-ins. `where` and `persistent` (its persistent ids) are the caller's.
 
-    Raises HostileCheckpoint for a name that is not listed, or NotListed for the class asked for right after a function
+    Raises HostileCheckpoint or UnknownObject for a name that is not listed, or NotListed for the class asked for right after a function
     called `after` (and others that rebuild); StepDamaged for what does not parse; MemoryError.
     """
     try:
         return _AllowList(payload, names, persistent, after).load()
     except _Refused as error:
-        raise errors.HostileCheckpoint(
-            f"the pickle asks for {str(error)[:200]}, which no checkpoint of TorchTitan's holds; nothing of it was run",
-            path=where, hint="find out who wrote this checkpoint",
-        ) from None  # fmt: skip
+        name = str(error)[:200]
+        if _could_run_code(name):
+            raise errors.HostileCheckpoint(
+                f"the pickle asks for {name}, which could run code; nothing of it was run",
+                path=where,
+                hint="find out who wrote this checkpoint",
+            ) from None
+        raise errors.UnknownObject(
+            f"the pickle asks for {name}, which no checkpoint of TorchTitan's holds; nothing of it was run",
+            path=where,
+            hint="save plain tensors; if your trainer does not save this, find out who wrote this checkpoint",
+        ) from None
     except (MemoryError, RecursionError, NotListed):
         raise
     except Exception as error:  # an unpickler raises whatever the bytes provoke

@@ -1,8 +1,10 @@
 """Owns what `dcp2hfd check` says: where the ledger is, how each root would be watched, and what cannot be reached now."""
 
+import errno
 import os
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,6 +38,8 @@ def report(settings: Settings, state_dir: Path, *, patience: float = PATIENCE) -
         if problem:
             away += 1
             yield f"  warning: {problem}"
+        elif read_only := problem_of_writing(root, patience=patience):
+            yield f"  warning: {read_only}"
         yield (
             f"  runs up to {here.max_depth} folders below, {here.order} step first, output {here.output}, dtype {here.dtype}"
         )
@@ -49,7 +53,7 @@ def report(settings: Settings, state_dir: Path, *, patience: float = PATIENCE) -
             yield from _of_jobs(here)
         if settings.root.get(root):
             yield f"  of its own: {', '.join(sorted(settings.root[root]))}"
-    but = f", but {away} of {len(settings.roots)} roots cannot be watched now" if away else ""
+    but = f", but {away} of {units.counted(len(settings.roots), 'root')} cannot be watched now" if away else ""
     yield f"the configuration is valid{but}; `dcp2hfd run --dry-run` says what it would do to each step"
 
 
@@ -106,6 +110,34 @@ def _kept(path: str, here: Settings, depth: int) -> Iterator[tuple[str, int]]:
         return
     for name in folder.subfolders if depth > 0 and not folder.is_run else ():
         yield from _kept(f"{path.rstrip('/')}/{name}", here, depth - 1)
+
+
+def problem_of_writing(root: str, *, patience: float) -> str:
+    """Why nothing could be published on `root`, "" if nothing speaks against it: by the mount, and by the service's unit."""
+
+    def ask(path: str) -> None:
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    if problem_of(root, patience=patience, listing=ask):
+        return "it is mounted read-only here: nothing can be published on it"
+    unit = _unit(patience)
+    if unit.get("LoadState") != "loaded" or unit.get("ProtectSystem") != "strict":
+        return ""
+    writable = [path.lstrip("-+") for path in unit.get("ReadWritePaths", "").split()]
+    if any(f"{root}/".startswith(f"{path.rstrip('/')}/") for path in writable):
+        return ""
+    return "dcp2hfd.service may not write there: add it to ReadWritePaths= of the unit's drop-in"
+
+
+def _unit(patience: float) -> dict[str, str]:
+    """What systemd knows of the installed service; empty without one, or without systemd."""
+    ask = ["systemctl", "show", "dcp2hfd.service", "--property=LoadState,ProtectSystem,ReadWritePaths"]
+    try:
+        said = subprocess.run(ask, capture_output=True, text=True, timeout=patience, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
 
 
 def _of_assets(here: Settings, patience: float) -> Iterator[str]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from converter import layout, version
 from converter.columns import allow_any_character
 from converter.errors import printable
 from daemon import config
@@ -41,12 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+class _Version(argparse.Action):
+    """Made when it is asked for: the sources are read for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"dcp2hfd {version.text()}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """Commands and options; completion and the man page are made from it."""
     made = argparse.ArgumentParser(
         prog="dcp2hfd",
         description="Watches TorchTitan's checkpoint folders and publishes every complete step in HuggingFace form.",
     )
+    made.add_argument("--version", action=_Version, nargs=0, help="the version and its build")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, go: object, text: str) -> argparse.ArgumentParser:
@@ -102,6 +112,10 @@ def _run(options: argparse.Namespace) -> int:
     if not loaded.roots:
         print(f"dcp2hfd: {_EXAMPLE}", file=sys.stderr)
         return USAGE
+    for root in options.roots:
+        if layout.step_number(os.path.basename(os.path.abspath(root))) is not None:
+            above = os.path.dirname(os.path.abspath(root))
+            raise SettingsError(f"{root} is a step: name the folder that holds it, {above}, or a folder of runs")
     folder, log = config.state_dir(loaded), logs.logger()
     ledger = Ledger.rehearsal(folder) if options.dry_run else KeptLedger(folder, log)
 

@@ -13,6 +13,8 @@ KEYS = {
     "hf-assets": "hf_assets",
     "ignore-tensors": "ignore_tensors",
     "logs-root": "logs_roots",
+    "metadata-deadline": "metadata_deadline",
+    "metadata-memory-limit": "metadata_memory_limit",
     "output": "output",
     "path-map": "path_map",
     "restrict-assets": "assets_roots",

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from converter.columns import about
 from daemon import units
 from daemon.records import State
 
@@ -74,5 +75,5 @@ def text(progress: dict[str, Any] | None) -> str:
     done, total = progress["done"], progress["total"]
     if not total:
         return str(progress["phase"])
-    whole = f"{total} layers" if progress["phase"] == "forward" else units.about(total)
+    whole = f"{total} layers" if progress["phase"] == "forward" else about(total)
     return f"{progress['phase']} {min(100, 100 * done // total)} % of {whole}"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from converter.columns import about
 from converter.limits import PATIENCE, Limits
 from daemon import process
 from daemon.messages import Answer, answer_of
@@ -57,7 +58,7 @@ def probe(
     if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return _refused(f"reading .metadata took more than {seconds} s of processor time", "metadata_deadline")
     if child.returncode < 0 or b"MemoryError" in err:
-        return _refused(f"reading .metadata took more than {memory >> 20:,} MiB", "metadata_memory_limit")
+        return _refused(f"reading .metadata took more than {about(memory)}", "metadata_memory_limit")
     raise ProbeError(f"exit code {child.returncode}: {err.decode(errors='replace').strip()[-300:]}")
 
 
@@ -85,5 +86,5 @@ def _processor_seconds() -> float:
 
 def _refused(reason: str, key: str) -> Answer:
     return Answer(
-        state="damaged", error="StepDamaged", reason=reason, hint=f"raise {key} if this checkpoint is trusted"
+        state="damaged", error="MetadataLimit", reason=reason, hint=f"if this checkpoint is trusted, raise {key}"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
+from converter.columns import about
 from daemon import schedule, units
 from daemon.logs import Logger
 from daemon.schedule import Job
@@ -43,7 +44,7 @@ class Room:
                 self._log.info("queue_resumed", root=job.root, free_bytes=free_bytes)
             return None
         message = (
-            f"{units.about(free_bytes)} free, the export takes about {units.about(job.export_bytes)}, "
+            f"{about(free_bytes)} free, the export takes about {about(job.export_bytes)}, "
             f"min_free_space is {units.show_size(settings.min_free_space)}"
         )
         return {"error": "NoSpace", "message": message, "hint": "free space, or lower min_free_space"}

@@ -3,10 +3,13 @@
 Nothing here touches a file system: the scanner lists, these functions say what it saw.
 """
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from converter import layout
+
+_LOOKALIKE = re.compile(r"step[-_]?\d+", re.IGNORECASE)
 
 
 class Entry(NamedTuple):
@@ -27,6 +30,8 @@ class Folder(NamedTuple):
     """Symbolic links to what might be a run or a step: not followed, named once."""
     unreadable: tuple[str, ...]
     """Names that are not UTF-8: they could neither be logged nor kept."""
+    lookalikes: tuple[str, ...]
+    """Folders named almost as a step is (`step-0010`): neither steps nor gone into, named once."""
     has_ours: bool
     """There are staging directories or locks of ours, stale or in use."""
 
@@ -42,7 +47,7 @@ def interpret(entries: Iterable[Entry]) -> Folder:
     Names beginning with a dot are not gone into (snapshots of file servers, `.git`), nor is anything that looks like
     a step or is one of ours.
     """
-    steps, published, subfolders, links, unreadable = set(), set(), [], [], []
+    steps, published, subfolders, links, unreadable, lookalikes = set(), set(), [], [], [], []
     has_ours = False
     for entry in entries:
         name = entry.name
@@ -58,6 +63,8 @@ def interpret(entries: Iterable[Entry]) -> Folder:
             steps.add(step)
         elif (step := layout.published_step(name)) is not None:
             published.add(step)
+        elif _LOOKALIKE.fullmatch(name):
+            lookalikes.append(name)
         elif not name.startswith((".", "tmp_step-")):
             subfolders.append(name)
     return Folder(
@@ -66,6 +73,7 @@ def interpret(entries: Iterable[Entry]) -> Folder:
         tuple(sorted(subfolders)),
         tuple(sorted(links)),
         tuple(sorted(unreadable)),
+        tuple(sorted(lookalikes)),
         has_ours,
     )
 

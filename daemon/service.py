@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from daemon import worker
+from converter import version
+from daemon import units, worker
 from daemon.config import SettingsError
 from daemon.conversions import Conversions
 from daemon.deliveries import Deliveries
@@ -138,7 +139,12 @@ class Service:
         self._ledger.register("once" if self._once else "watch")
         self._samples.begin()
         self._log.info(
-            "daemon_started", pid=os.getpid(), roots=list(self._settings.roots), once=self._once, dry_run=self._dry_run
+            "daemon_started",
+            version=version.text(),
+            pid=os.getpid(),
+            roots=list(self._settings.roots),
+            once=self._once,
+            dry_run=self._dry_run,
         )
         finished = False
         try:
@@ -315,7 +321,7 @@ class Service:
         away = self._watchers.away
         states = [tracked.verdict.state for tracked in self._tracker.waiting.values()]
         return (
-            f"{len(self._watchers)} roots{f' ({away} unreachable)' if away else ''}, {len(self._conversions)} converting, "
+            f"{units.counted(len(self._watchers), 'root')}{f' ({away} unreachable)' if away else ''}, {len(self._conversions)} converting, "
             f"{states.count(State.PENDING) + states.count(State.FAILED)} waiting, {states.count(State.QUARANTINED)} quarantined"
             f"{', state_dir fails' if self._ledger.is_away else ''}"
             f"{'' if self._pulse.is_config_good else ', the last configuration was refused'}"

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from converter.columns import columns
+from converter.columns import about, columns
 from converter.errors import printable
 from daemon import database, live, looking, units, verdict
 from daemon.jobbook import Job
@@ -269,7 +269,7 @@ def _cells(step: dict[str, Any], now: float) -> tuple[str, ...]:
 def size(step: dict[str, Any]) -> str:
     """Of the export, or of the model in the checkpoint where there is none yet."""
     count = step["bytes_written"] or step["model_bytes"]
-    return units.about(count) if count else ""
+    return about(count) if count else ""
 
 
 def brief(step: dict[str, Any], now: float) -> str:

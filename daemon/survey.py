@@ -205,6 +205,10 @@ class Survey:
             self._voice.say(
                 "link_not_followed", os.path.join(path, name), "symbolic links inside a root are not followed"
             )
+        for name in folder.lookalikes:
+            self._voice.say(
+                "step_passed_over", os.path.join(path, name), "its name is not step-<number>: it is left alone"
+            )
         for name in folder.unreadable:
             self._voice.say(
                 "name_not_utf8", os.path.join(path, ascii(name)[1:-1]), "names that are not UTF-8 are left alone"

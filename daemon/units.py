@@ -55,10 +55,9 @@ def show_size(count: int) -> str:
     return f"{count}B"
 
 
-def about(count: int) -> str:
-    """A measured size in three digits: `1.19GB`."""
-    unit = next((unit for unit in ("TB", "GB", "MB", "kB") if count >= SIZES[unit]), "B")
-    return f"{count / SIZES[unit]:.3g}{unit}"
+def counted(count: int, what: str) -> str:
+    """ "1 root", "2 roots"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def utc(seconds: float) -> str:

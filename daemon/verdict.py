@@ -73,9 +73,9 @@ def judge(
             hint = f"if it is a finished copy: dcp2hfd retry {step.path} --accept-copy"
             return Verdict(State.SUSPECT, answer.reason, "StepSuspect", hint)
         case "unsupported" | "no_model":
-            return Verdict(State.UNSUPPORTED, answer.reason, answer.error, answer.hint)
+            return Verdict(State.UNSUPPORTED, answer.reason, answer.error, in_keys(answer.hint))
         case "damaged":
-            return Verdict(State.QUARANTINED, answer.reason, answer.error, with_retry(answer.hint, step.path))
+            return Verdict(State.QUARANTINED, answer.reason, answer.error, with_retry(in_keys(answer.hint), step.path))
     if block is not None and _holds(block, settings):
         return Verdict(State.UNSUPPORTED, block.reason, block.error, block.hint)
     if foreign := _foreign(step, run, settings):

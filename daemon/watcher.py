@@ -160,7 +160,7 @@ class RootWatcher:
             case Scanned():
                 if self.last_scan is None and not message.runs:
                     what = f"no run, which is a folder with step-*, up to {self.settings.max_depth} folders below"
-                    self._log.info("root_empty", message=what, hint=_hint_of_empty(self.root))
+                    self._log.warning("root_empty", message=what, hint=_hint_of_empty(self.root))
                 self.settling = message.settling
                 self.last_scan, self.scanned_at = message, time.time()
                 if self.is_reachable is False:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from converter.columns import about
 from converter.errors import Retry
 from daemon import units
 from daemon.records import Outcome
@@ -27,10 +28,10 @@ def outcome(
         case Ending.LOST:
             return None
         case Ending.MEMORY:
-            message = f"the job needed more memory than the {units.about(needs.memory)} it had"
+            message = f"the job needed more memory than the {about(needs.memory)} it had"
             hint = "the next one asks for twice as much; slurm.memory is what the first one asks for"
         case Ending.KILLED:
-            message = f"the job was killed, maybe for its memory ({units.about(needs.memory)})"
+            message = f"the job was killed, maybe for its memory ({about(needs.memory)})"
             hint = "the next one asks for twice as much; slurm.memory is what the first one asks for"
         case Ending.TIME:
             message = f"the job needed more time than the {units.show_duration(needs.seconds)} it had"

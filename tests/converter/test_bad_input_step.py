@@ -56,7 +56,9 @@ def test_a_step_without_a_model_is_named_so(name: str, copy_run: CopyStep, refus
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "elsewhere"])
-def test_a_symbolic_link_in_a_step_is_refused(name: str, copy_step: CopyStep, tmp_path: Path, refused: Refused) -> None:
+def test_a_symbolic_link_in_a_step_is_not_followed_and_called_unsupported_not_hostile(
+    name: str, copy_step: CopyStep, tmp_path: Path, refused: Refused
+) -> None:
     step = copy_step(PLAIN)
     target = tmp_path / "target"
     if (step / name).exists():
@@ -64,7 +66,9 @@ def test_a_symbolic_link_in_a_step_is_refused(name: str, copy_step: CopyStep, tm
     else:
         target.mkdir()
     (step / name).symlink_to(target)
-    assert repr(name) in refused(step, errors.HostileCheckpoint).what
+    error = refused(step, errors.UnsupportedFormat)
+    assert repr(name) in error.what
+    assert error.path == str(step / name)
 
 
 def test_shards_newer_than_metadata_are_suspect_until_a_person_accepts_the_copy(

@@ -54,13 +54,21 @@ def test_a_command_inside_an_honest_metadata_is_refused_and_runs_nothing(
     assert not ran.exists()
 
 
-@pytest.mark.parametrize("name", ["builtins.eval", "builtins.getattr", "torch.load", "torch.storage._load_from_bytes",
-                                  "torch._utils._rebuild_tensor_v2", "subprocess.Popen", "pathlib.Path.home"])  # fmt: skip
-def test_names_that_no_metadata_holds_are_refused(name: str, copy_step: CopyStep, refused: Refused) -> None:
+HOSTILE, UNKNOWN = errors.HostileCheckpoint, errors.UnknownObject
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("builtins.eval", HOSTILE), ("builtins.getattr", HOSTILE), ("torch.load", HOSTILE), ("subprocess.Popen", HOSTILE),
+    ("torch.storage._load_from_bytes", HOSTILE), ("pathlib.Path.home", HOSTILE),
+    ("torch._utils._rebuild_tensor_v2", UNKNOWN), ("trainer.state.Progress", UNKNOWN), ("datetime.datetime", UNKNOWN),
+])  # fmt: skip
+def test_a_name_that_no_metadata_holds_is_refused_and_called_hostile_only_if_it_could_run_code(
+    name: str, kind: type[errors.ConversionError], copy_step: CopyStep, refused: Refused
+) -> None:
     step = copy_step(PLAIN)
     module, _, attribute = name.rpartition(".")
     (step / ".metadata").write_bytes(b"\x80\x02c" + module.encode() + b"\n" + attribute.encode() + b"\n.")
-    assert name in refused(step, errors.HostileCheckpoint).what
+    assert name in refused(step, kind).what
 
 
 def test_a_command_in_an_items_own_pickle_is_refused_and_runs_nothing(
@@ -106,7 +114,9 @@ def test_a_bomb_costs_no_more_than_its_limits(payload: bytes, copy_step: CopySte
     step = copy_step(PLAIN)
     (step / ".metadata").write_bytes(payload)
     begun = time.monotonic()
-    refused(step, errors.StepDamaged)
+    with pytest.raises(errors.ConversionError) as caught:
+        storage.read(step)
+    assert type(caught.value) in (errors.StepDamaged, errors.MetadataLimit)
     assert storage.probe_apart(step)["state"] == "damaged"
     assert time.monotonic() - begun < 20
 
@@ -131,7 +141,7 @@ for position in range(0, len(whole), 1009):
     for value in {0, 255, whole[position] ^ 1} - {whole[position]}:
         try:
             found = checkpoint.from_pickle(whole[:position] + bytes([value]) + whole[position + 1 :], listing)
-        except (errors.StepDamaged, errors.HostileCheckpoint, MemoryError):
+        except (errors.StepDamaged, errors.HostileCheckpoint, errors.UnknownObject, MemoryError):
             refused += 1
         else:
             assert all(Path(name).name == name for name in found.extent)

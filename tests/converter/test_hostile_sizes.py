@@ -94,7 +94,7 @@ def test_a_reading_process_that_the_machine_ended_says_nothing_about_the_step(tm
         storage._said(tmp_path, 1, b"", b"Traceback\nOSError: [Errno 5] Input/output error")["error"]
         == "MachineFailure"
     )
-    assert storage._said(tmp_path, -24, b"", b"")["error"] == "StepDamaged"
+    assert storage._said(tmp_path, -24, b"", b"")["error"] == "MetadataLimit"
 
 
 def _tensor(metadata: Any) -> Any:

@@ -41,10 +41,11 @@ def test_a_pipe_gets_whole_lines_without_colours(run: Path) -> None:
         [*COMMAND, "inspect", run], env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
 
-    head, first, _, reason = said.stdout.splitlines()
+    head, first, _, reason, counted = said.stdout.splitlines()
     assert head.startswith("step    state ")
     assert first.split()[:3] == ["step-2", "complete", "dcp"]
     assert reason == "step-4: __1_0.distcp is missing"
+    assert counted.startswith("step-2: stored parameters are counted")
     assert "\x1b" not in said.stdout
 
 

@@ -128,7 +128,7 @@ def test_status_for_people_is_a_plain_table_when_piped(state: Path) -> None:
     assert said.returncode == 0
     assert "daemon: not running" in said.stdout
     line = next(line for line in said.stdout.splitlines() if line.startswith("10 "))
-    assert line.split() == ["10", "done", "1", "3.5", "s", "1.19GB", "/r/a/step-10-hf"]
+    assert line.split() == ["10", "done", "1", "3.5", "s", "1.19", "GB", "/r/a/step-10-hf"]
     assert "\x1b" not in said.stdout
 
 
@@ -334,6 +334,40 @@ def test_check_names_a_root_that_is_a_step_and_assets_that_are_not_there(tmp_pat
     assert f"warning: hf_assets: {tmp_path}/base: not there now" in said.stdout
     assert "warning: path_map: /none/new: not there now" in said.stdout
     assert "warning: assets_roots" not in said.stdout
+
+
+@pytest.mark.parametrize("way", ["--once", "--dry-run"])
+def test_a_step_named_as_root_is_wrong_usage_that_names_the_folder_which_is_meant(way: str, tmp_path: Path) -> None:
+    step = tmp_path / "run" / "step-10"
+    step.mkdir(parents=True)
+    said = dcp2hfd("run", way, str(step), state=tmp_path / "state")
+
+    assert said.returncode == 2
+    assert f"{step} is a step: name the folder that holds it, {step.parent}" in said.stderr
+
+
+def test_an_empty_root_is_a_warning_and_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    said = dcp2hfd("run", "--once", str(tmp_path / "root"), state=tmp_path / "state")
+
+    assert said.returncode == 0
+    (line,) = [line for line in map(json.loads, said.stdout.splitlines()) if line["event"] == "root_empty"]
+    assert line["level"] == "warning"
+
+
+def test_check_says_of_a_root_that_the_unit_may_not_write_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(f"#!/bin/sh\nprintf 'LoadState=loaded\nProtectSystem=strict\nReadWritePaths={tmp_path}/a\n'")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
+    for name in ("a/runs", "b"):
+        (tmp_path / name).mkdir(parents=True)
+
+    assert check.problem_of_writing(f"{tmp_path}/a/runs", patience=5) == ""
+    assert "ReadWritePaths=" in check.problem_of_writing(f"{tmp_path}/b", patience=5)
 
 
 def test_check_gives_up_on_a_root_whose_mount_hangs() -> None:

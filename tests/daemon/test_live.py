@@ -65,7 +65,7 @@ def test_a_running_step_says_how_far_it_is() -> None:
 
     assert asked == ["/status.json"]
     assert progress_of(report) == {"phase": "export", "done": 430_000_000, "total": 1_000_000_000}
-    assert live.text(progress_of(report)) == "export 43 % of 1GB"
+    assert live.text(progress_of(report)) == "export 43 % of 1 GB"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_running_step_says_how_far_it_is() -> None:
         (None, ""),
         ({"phase": "forward", "done": 14, "total": 56}, "forward 25 % of 56 layers"),
         ({"phase": "before_publish", "done": 0, "total": 0}, "before_publish"),
-        ({"phase": "export", "done": 9, "total": 8}, "export 100 % of 8B"),
+        ({"phase": "export", "done": 9, "total": 8}, "export 100 % of 8 B"),
     ],
 )
 def test_it_is_said_in_few_words(progress: dict[str, Any] | None, text: str) -> None:

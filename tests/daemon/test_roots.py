@@ -31,6 +31,15 @@ def test_a_folder_without_steps_is_no_run() -> None:
     assert not interpret([Entry("step-10-hf", True), Entry("logs", True)]).is_run
 
 
+def test_a_folder_named_almost_as_a_step_is_named_and_not_gone_into() -> None:
+    names = ("step-0010", "step_10", "Step-3", "step7", "step-10-hf", "steps", "step-10.bak")
+    folder = interpret([Entry(name, is_dir=True) for name in names])
+
+    assert folder.lookalikes == ("Step-3", "step-0010", "step7", "step_10")
+    assert folder.subfolders == ("step-10.bak", "steps")
+    assert not folder.is_run
+
+
 def test_links_are_named_and_not_followed() -> None:
     folder = interpret([Entry("step-10", is_dir=False, is_link=True), Entry("latest", is_dir=True, is_link=True)])
 

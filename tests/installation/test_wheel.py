@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import zipfile
@@ -86,6 +87,33 @@ def test_bash_completion_finds_what_lies_below_a_data_folder(prefix: Path) -> No
     said = subprocess.run(["bash", "--norc", "-c", script], env=environ, capture_output=True, text=True, check=True)
 
     assert "-F _dcp2hfd dcp2hfd" in said.stdout
+
+
+def test_the_commands_for_an_upgrade_install_another_build_of_the_same_version(wheel: Path, tmp_path: Path) -> None:
+    prefix = environment(tmp_path / "dcp2hf")
+    pip(prefix, "install", "--no-deps", "--no-index", str(wheel))
+
+    def version() -> str:
+        return subprocess.run([prefix / "bin/dcp2hfd", "--version"], capture_output=True, text=True, check=True).stdout
+
+    before, other = version(), tmp_path / "release" / wheel.name
+    other.parent.mkdir()
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            more = b"# another build\n" if name == "daemon/worker.py" else b""
+            new.writestr(old.getinfo(name), old.read(name) + more)
+    _, _, upgrade = (REPOSITORY / "docs/operators.md").read_text().partition("## Upgrade")
+    commands = re.findall(r"(?m)^/opt/dcp2hf/bin/pip (.+)$", upgrade.partition("```\n\n")[0])
+    assert commands
+    for command in commands:
+        arguments = command.replace("dcp2hf-*.whl", str(other)).replace(
+            "constraints.txt", str(REPOSITORY / "constraints.txt")
+        )
+        pip(prefix, *arguments.split(), "--no-index", "--no-deps")
+    after = version()
+
+    assert after != before
+    assert after.partition(" (")[0] == before.partition(" (")[0]
 
 
 def test_uninstalled_nothing_of_it_is_left(wheel: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ OF_DAMAGE = (
     "PayloadCorrupt",
     "StepDamaged",
     "HostileCheckpoint",
+    "UnknownObject",
+    "MetadataLimit",
     "NonFiniteTensor",
     "TiedWeightsDiffer",
     "ForwardMismatch",

@@ -3,7 +3,7 @@ complete -c dcp2hf -f
 complete -c dcp2hf -n __fish_use_subcommand -a convert -d 'Convert a step, or every step of a run.'
 complete -c dcp2hf -n __fish_use_subcommand -a verify -d 'Is the published directory exactly what its checkpoint gives (or, if that is gone, what its manifest says)?'
 complete -c dcp2hf -n __fish_use_subcommand -a inspect -d 'What is in this checkpoint: complete or why not, names, tensors, dtypes, ranks, sizes.'
-complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l dcp-path -r -F -d 'A step directory, a run root holding several, or a *.distcp file.'
+complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l dcp-path -r -F -d 'PATH, as an option.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l dry-run -d 'Say what would be converted to where, and why others not; write nothing.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l output -x -a '(__fish_complete_directories)' -d 'The folder in which step-N-hf is made (default: beside the step; see docs).'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l dtype -x -a 'auto float32 bfloat16 float16' -d 'Of the export; auto is the run\'s training.dtype.'
@@ -34,6 +34,7 @@ complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l hook-timeout -x  
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l statistics -x -a '(__fish_complete_directories)' -d 'Say the RMS of weights and updates by layer; DIR keeps samples of one run.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l events -d 'One JSON object a line on stdout, and nothing else.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l help -d 'show what there is, and exit'
+complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -F
 complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -l sample -x  -d 'Only the N-th of T parts of the weights.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -l run-config -r -F -d 'The run config (JSON, or a TOML of 0.2), instead of looking for one.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -l run-config-name -x  -d 'Another name a run config may have (repeatable).'
