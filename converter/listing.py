@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 from converter import errors
 
-from converter import errors
-
 METADATA = ".metadata"
 COPY_TOLERANCE = 5_000_000_000
 """ns by which a DCP shard may be newer than `.metadata` and still settle (clock of the file system)."""
