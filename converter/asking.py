@@ -53,7 +53,8 @@ class Asking:
         with self._phase("plan"):
             settled = self._prover.ask(
                 "start", step=str(self._step), metadata=checkpoint.to_json(self._source.metadata),
-                run=self._source.run.to_json(), base=self._found.base, base_path=str(self._found.base_path),
+                run=self._source.run.to_json(), base=self._found.base, has_config=self._found.has_config,
+                base_path=str(self._found.base_path),
                 dtype=self._source.dtype, architecture=self._options.architecture, untie=self._untie,
                 io_bandwidth_limit=traffic.limit, drop_behind=traffic.drop_behind,
             )  # fmt: skip

@@ -55,6 +55,7 @@ class Assets:
 
     base_path: Path
     base: dict[str, Any]
+    """What config.json says; without one, the ids of the tokenizer's special tokens, under config.json's names."""
     generation: bytes | None
     tokenizer_path: Path
     tokenizer: dict[str, bytes]
@@ -64,19 +65,24 @@ class Assets:
     added_ids: tuple[int, ...] = ()
     """Of the tokenizer's added tokens past its model's vocabulary."""
     warnings: tuple[str, ...] = field(default=())
+    has_config: bool = True
 
 
-def read(step: Path, run: RunConfig, search: Search) -> Assets:
-    """Finds and reads them. Raises AssetsMissing or AssetsInvalid, naming what was tried."""
+def read(step: Path, run: RunConfig, search: Search, architecture: str = "base") -> Assets:
+    """Finds and reads them; with `architecture` "run", config.json may be missing. Raises AssetsMissing or AssetsInvalid,
+    naming what was tried."""
     base_path = _folder("base assets", "--hf-assets", search.hf_assets, run.hf_assets_path, step, run, search)
     recorded_by = Recorded(os.stat(step), search.restrict)
     trust = None if search.hf_assets else recorded_by
     payload = read_asset(base_path / "config.json", trust)
-    if payload is None:
+    if payload is None and architecture != "run":
         raise errors.AssetsMissing(
-            "the base assets have no config.json", path=base_path, hint="name the right folder with --hf-assets"
+            "the base assets have no config.json",
+            path=base_path,
+            hint="make it from what the run recorded with --architecture run, or put the base model's config.json there "
+            "(TorchTitan's scripts/download_hf_assets.py --assets config); another folder: --hf-assets",
         )
-    base = _json(base_path / "config.json", payload, "--hf-assets")
+    base = {} if payload is None else _json(base_path / "config.json", payload, "--hf-assets")
     base = {key: value for key, value in base.items() if key not in _OF_READERS}
     counts = (base.get("num_hidden_layers", 1), base.get("num_labels") or 1)
     is_believable = all(type(count) is int and 0 < count <= _MOST for count in counts)
@@ -92,7 +98,28 @@ def read(step: Path, run: RunConfig, search: Search) -> Assets:
     recorded = run.tokenizer_path or run.hf_assets_path
     tokenizer_path = _folder("tokenizer", "--tokenizer", search.tokenizer, recorded, step, run, search)
     tokenizer, highest, added = _tokenizer(tokenizer_path, None if search.tokenizer else recorded_by)
-    return Assets(base_path, base, generation, tokenizer_path, tokenizer, highest, added)
+    if payload is None:
+        base = special_ids(tokenizer)
+    return Assets(
+        base_path, base, generation, tokenizer_path, tokenizer, highest, added, has_config=payload is not None
+    )
+
+
+def special_ids(tokenizer: dict[str, bytes]) -> dict[str, int]:
+    """Of the tokenizer's BOS, EOS and PAD those that its files tell, under config.json's names."""
+    config = parse_json(tokenizer.get("tokenizer_config.json", b"{}"))
+    said = parse_json(tokenizer.get("tokenizer.json", b"{}"))
+    try:
+        ids = dict(said["model"]["vocab"]) | {token["content"]: token["id"] for token in said["added_tokens"]}
+    except (KeyError, TypeError, ValueError):
+        ids = {}
+    found = {}
+    for name in ("bos", "eos", "pad") if isinstance(config, dict) else ():
+        token = config.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and type(id_ := ids.get(token)) is int:
+            found[f"{name}_token_id"] = id_
+    return found
 
 
 def _folder(

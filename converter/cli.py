@@ -97,7 +97,10 @@ def convert(
     path_map: MapOption = None,
     restrict_assets: RestrictOption = None,
     architecture: Annotated[
-        Literal["base", "run"], typer.Option(help="run: where base assets and run differ, take the run's values.")
+        Literal["base", "run"],
+        typer.Option(
+            help="run: where base assets and run differ, or there is no base config.json, take what the run recorded."
+        ),
     ] = "base",
     untie: Annotated[
         bool,

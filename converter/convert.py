@@ -99,7 +99,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
             return
         may_replace(published)
         with phase("look"):
-            found = assets.read(step, source.run, options.search)
+            found = assets.read(step, source.run, options.search, options.architecture)
             sources = source_names(source)
         wanted = export_bytes(metadata, source.dtype)
         _check_space(folder, wanted)

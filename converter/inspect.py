@@ -18,7 +18,7 @@ def preview(step: Path, options: Options) -> tuple[bool, str]:
     try:
         source = look(step, options, wait=False)
         source_names(source)
-        assets.read(step, source.run, options.search)
+        assets.read(step, source.run, options.search, options.architecture)
         number = layout.step_number(step.name)
         assert number is not None
         published = output_folder(step, source.run, source.metadata, source.dtype, options) / layout.published_name(

@@ -23,6 +23,7 @@ from converter.run_config import RunConfig
 from converter.traffic import Traffic
 from converter.trim import LeftOut, leave_out
 
+_MADE = "config.json: made from what the run recorded, there is none among the base assets"
 _IMPORTED = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes that need nothing of what is left out; of any other, a part might be, and another class take its place."""
 
@@ -62,6 +63,7 @@ class Prover:
         metadata: dict[str, Any],
         run: dict[str, Any],
         base: dict[str, Any],
+        has_config: bool,
         base_path: str,
         dtype: str,
         architecture: str,
@@ -71,7 +73,7 @@ class Prover:
     ) -> dict[str, Any]:
         """Settles the architecture and makes the plan; answers plan, config.json, generation config.
 
-        `untie`: embedding and head differ, and are exported as two where the run calls them tied.
+        Without the base assets' config (`has_config`), it is made from what the run recorded. `untie`: embedding and head differ, and are exported as two where the run calls them tied.
         """
         import torch
 
@@ -97,15 +99,23 @@ class Prover:
             )
         moe = qwen3.is_moe(shapes)
         where = Path(base_path)
-        base_config = qwen3.hf_config(base, moe=moe, where=where)
-        ours = qwen3.architecture_of_base(base_config)
+        ours: dict[str, Any] = {}
+        if has_config:
+            ours = qwen3.architecture_of_base(qwen3.hf_config(base, moe=moe, where=where))
+        else:
+            qwen3_record.check_told(self.run, moe, where)
         self.config, borrowed = qwen3_record.recorded_config(self.step, self.run, shapes, ours)
         untied = untie and self.config.enable_weight_tying
         if untied:
             self.config.enable_weight_tying = base["tie_word_embeddings"] = ours["tie_word_embeddings"] = False
         self.wanted = wanted = qwen3.architecture_of(self.config)
-        differs = check_architecture(ours, wanted, architecture, where)
-        said = qwen3.with_architecture(base, wanted) if differs else dict(base)
+        if has_config:
+            differs = check_architecture(ours, wanted, architecture, where)
+            said = qwen3.with_architecture(base, wanted) if differs else dict(base)
+        else:
+            differs = [_MADE]
+            borrowed.append(_MADE)
+            said = qwen3.made_config(base, wanted)
         rows = shapes[qwen3.EMBEDDING][0]
         vocabulary.check_padding(said.get("pad_token_id"), rows, where)
         self.besides = {"vocab_size": rows, "max_position_embeddings": self.run.seq_len}

@@ -255,6 +255,11 @@ def with_architecture(base: dict[str, Any], wanted: Mapping[str, Any]) -> dict[s
     return said | plain | {"rope_parameters": rope}
 
 
+def made_config(special: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json for the architecture `wanted`, where there are no base assets' own; `special`: ids of special tokens."""
+    return with_architecture(special | {"model_type": "qwen3_moe" if "num_experts" in wanted else "qwen3"}, wanted)
+
+
 def hf_model(config: PretrainedConfig) -> PreTrainedModel:
     """HF's model of `config` on the meta device."""
     with on_meta():

@@ -35,6 +35,9 @@ float8 training, say how products were rounded). `max_context_length` is `max_se
 _CAUSAL = [-1, 0]
 """`VarlenAttention.Config.window_size`: all tokens before, none after."""
 
+_UNTOLD, _UNTOLD_MOE = ("rope_theta", "rms_norm_eps", "tie_word_embeddings"), ("num_experts_per_tok", "norm_topk_prob")
+"""What no tensor's shape tells."""
+
 
 def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, Any]) -> tuple[Any, list[str]]:
     """TorchTitan's model config as the run recorded it, and what in it could not be told without the base assets.
@@ -79,8 +82,7 @@ def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, 
                 if ours[key] != told[key] and key not in stated
             ]
         else:
-            untold = ("rope_theta", "rms_norm_eps", "tie_word_embeddings", "num_experts_per_tok", "norm_topk_prob")
-            unknown = [key for key in untold if key not in stated and key in base]
+            unknown = [key for key in (*_UNTOLD, *_UNTOLD_MOE) if key not in stated and key in base]
             if unknown:
                 borrowed.append(f"{', '.join(unknown)} (flavor {run.flavor!r} is not in TorchTitan's registry)")
             stated |= {key: base[key] for key in unknown}
@@ -93,6 +95,41 @@ def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, 
         check_rows(config.vocab_size, rows, run)
     _set_vocabulary(config, rows)
     return config, borrowed
+
+
+def check_told(run: RunConfig, moe: bool, where: Path) -> None:
+    """What the tensors' shapes do not tell stands in the run's record or is its registered flavor's: nothing else tells it
+    where `where`, the base assets, have no config.json. Raises AssetsMissing."""
+    if run.flavor in titan.qwen3_configs:
+        return
+    told: Mapping[str, Any] = run.dimensions if run.model is None else _told(run.model)
+    wanted = (*_UNTOLD, *(_UNTOLD_MOE if moe else ()))
+    if unknown := [key for key in wanted if told.get(key) is None]:
+        raise errors.AssetsMissing(
+            f"the base assets have no config.json, and the run did not record {', '.join(unknown)}",
+            path=where,
+            hint="put the config.json of the model that the run began with there (TorchTitan's "
+            "scripts/download_hf_assets.py --assets config)",
+        )
+
+
+def _told(model: dict[str, Any]) -> dict[str, Any]:
+    """What a 0.3 record says of `_UNTOLD` and `_UNTOLD_MOE`, None where it says nothing."""
+
+    def of(*path: str) -> Any:
+        layers = model.get("layers")
+        found: Any = layers[0] if path[0] in ("attention", "moe") and isinstance(layers, list) and layers else model
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+    return {
+        "rope_theta": of("attention", "rope", "theta"),
+        "rms_norm_eps": of("norm", "eps"),
+        "tie_word_embeddings": of("enable_weight_tying"),
+        "num_experts_per_tok": of("moe", "router", "top_k"),
+        "norm_topk_prob": of("moe", "router", "route_norm"),
+    }
 
 
 def check_rows(recorded: int, rows: int, run: RunConfig) -> None:

@@ -95,10 +95,10 @@ def _against_checkpoint(
     assumed = tuple(text for text in source.run.assumed if text != WRITTEN_AFTER)
     run = replace(source.run, assumed=(*assumed, WRITTEN_AFTER) if rewritten else assumed)
     source = replace(source, run=run)
-    found = assets.read(step, source.run, options.search)
+    found = assets.read(step, source.run, options.search, options.architecture)
     with Prover() as prover:
         settled = prover.ask(
-            "start", step=str(step), metadata=to_json(source.metadata), run=source.run.to_json(), base=found.base,
+            "start", step=str(step), metadata=to_json(source.metadata), run=source.run.to_json(), base=found.base, has_config=found.has_config,
             base_path=str(found.base_path), dtype=source.dtype, architecture=options.architecture, untie="untied" in made.accepted, io_bandwidth_limit=0,
             drop_behind=False,
         )  # fmt: skip

@@ -96,7 +96,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     architecture: Annotated[
         Literal["base", "run"],
         Meta(
-            description="Whose architecture holds where base assets and run differ: `base` refuses, `run` takes the run's.",
+            description="Whose architecture holds where base assets and run differ: `base` refuses, `run` takes the run's, "
+            "and makes config.json of it where the base assets have none.",
             extra=_ROOT,
         ),
     ] = "base"
