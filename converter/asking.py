@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from converter import assets, checkpoint, vocabulary
+from converter import assets, checkpoint, errors, vocabulary
 from converter.clock import Clock
 from converter.prover import Prover
 from converter.source import Options, Source, model_bytes
@@ -75,6 +75,8 @@ class Asking:
         vocabulary.check_vocabulary(
             self._source.run, settled["rows"], said["length"], max(said["highest"], self._found.highest_id), where
         )
+        if mismatch := said["mismatch"]:
+            raise errors.TokenizerMismatch(mismatch["what"], path=where, hint=mismatch["hint"])
         said["warnings"] += vocabulary.invented_tokens(said["invented"], settled["rows"])
         return said
 
@@ -94,7 +96,7 @@ class Asking:
         return self._settled.result()
 
     def tokenizer(self) -> dict[str, Any]:
-        """What the tokenizer says of itself. Raises AssetsInvalid, VocabularyMismatch."""
+        """What the tokenizer says of itself. Raises AssetsInvalid, VocabularyMismatch, TokenizerMismatch."""
         return self._tokenizer.result()
 
     def trained(self) -> dict[str, Any]:

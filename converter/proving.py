@@ -171,12 +171,14 @@ class Prover:
             if not self.whole and _token_class(Path(directory)) not in _IMPORTED:
                 raise LeftOut("the tokenizer's class")
             said = _read_tokenizer(Path(directory), Path(where))
+            if said["mismatch"] and not self.whole:
+                raise LeftOut("a tokenizer that differs")
         except BaseException as error:  # a tokenizer's files can make it raise anything; nothing of them is quoted
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # tokenizers' Rust
                 raise
             if not self.whole:
                 raise LeftOut(f"the tokenizer ({type(error).__name__})") from None
-            if isinstance(error, errors.ConversionError) or (isinstance(error, OSError) and error.errno):
+            if isinstance(error, OSError) and error.errno:
                 raise
             raise errors.AssetsInvalid(
                 f"the tokenizer does not load ({type(error).__name__})",
@@ -249,7 +251,8 @@ def check_architecture(base: dict[str, Any], run: dict[str, Any], architecture: 
 
 def _read_tokenizer(directory: Path, where: Path) -> dict[str, Any]:
     """What TorchTitan's and transformers' tokenizer say of themselves, one after the other. Libraries hide what the file
-    system said: raises OSError if it says so again. Raises TokenizerMismatch."""
+    system said: raises OSError if it says so again. `mismatch` is what speaks against them, to be told after what the
+    vocabulary's size does."""
     from transformers import AutoTokenizer
 
     from converter import token_ids, vocabulary
@@ -264,6 +267,7 @@ def _read_tokenizer(directory: Path, where: Path) -> dict[str, Any]:
             "special": {name: getattr(loaded, f"{name}_token_id") for name in ("bos", "eos", "pad")},
             "warnings": [*map(errors.brief, token_ids.warnings(trained, loaded, directory))],
             "invented": [],
+            "mismatch": None,
         }
         if trained is None:
             return said | {
@@ -271,15 +275,16 @@ def _read_tokenizer(directory: Path, where: Path) -> dict[str, Any]:
                 "added": sorted(loaded.get_added_vocab().values()),
                 "highest": max(loaded.get_vocab().values(), default=-1),
             }
-        token_ids.check_ids(trained, loaded, directory, where)
-        token_ids.check_special(trained, loaded, where)
+        try:
+            token_ids.check_ids(trained, loaded, directory, where)
+            token_ids.check_special(trained, loaded, where)
+        except errors.TokenizerMismatch as mismatch:
+            said["mismatch"] = {"what": mismatch.what, "hint": mismatch.hint}
         said["invented"] = token_ids.invented(trained, loaded)
         return said | {"length": trained.length, "added": trained.added, "highest": trained.highest}
 
     try:
         return load()
-    except errors.ConversionError:
-        raise
     except Exception:
         for name in sorted({*os.listdir(directory)} & {*ASSET_NAMES}):
             read_regular(directory / name, limit=LIMIT)

@@ -5,6 +5,7 @@ tokens of `tokenizer_config.json`; a class of transformers may have a pre-tokeni
 (5.x: Qwen2Tokenizer ignores the file's pre-tokenizer, transformers #45920).
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,11 @@ _A_TEXT = "a"
 def as_trained(directory: Path) -> Trained:
     """TorchTitan's tokenizer of the files in `directory`. Raises whatever makes TorchTitan fail on them; of files that it
     does not read, FileNotFoundError."""
-    loaded = _Trained(tokenizer_path=str(directory))
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:  # tokenizers' Rust takes no path that is not UTF-8
+        loaded = _Trained(tokenizer_path=f"/proc/self/fd/{folder}")
+    finally:
+        os.close(folder)
     tokenizer = loaded.tokenizer
     tokenizer.no_padding()
     tokenizer.no_truncation()  # a cut made for somebody's batch: the ids before it are what counts

@@ -130,8 +130,10 @@ def test_a_class_that_the_smaller_imports_lack_is_read_with_all_of_them(tmp_path
     shutil.copytree(CASE.tokenizer(checkpoints), folder)
     edit_json(folder / "tokenizer_config.json", lambda said: said.update(tokenizer_class="GPT2Tokenizer"))
 
-    with Prover() as prover, pytest.raises(errors.TokenizerMismatch, match="accents"):
-        prover.ask("tokenizer", directory=str(folder), where=str(folder))
+    with Prover() as prover:
+        said = prover.ask("tokenizer", directory=str(folder), where=str(folder))
+
+    assert "accents" in said["mismatch"]["what"]
 
 
 def test_a_token_that_transformers_makes_up_is_warned_of_and_does_not_count(

@@ -63,7 +63,15 @@ def _any_tokenizer(self: proving.Prover, directory: str, where: str) -> dict[str
         return _TOKENIZER(self, directory, where)
     except errors.AssetsInvalid:
         special = {"bos": None, "eos": None, "pad": None}
-        return {"length": 500, "added": [], "highest": 499, "special": special, "invented": [], "warnings": []}
+        return {
+            "length": 500,
+            "added": [],
+            "highest": 499,
+            "special": special,
+            "invented": [],
+            "warnings": [],
+            "mismatch": None,
+        }
 
 
 CHECKS = {
