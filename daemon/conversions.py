@@ -60,6 +60,7 @@ class Conversions:
         self._room = Room(log)
         self._running: dict[str, tuple[Started, asyncio.Task[None]]] = {}
         self._last_started: dict[str, float] = {}
+        """By run, its last turn: no time, which a clock that is set back would count anew."""
         self._endings = Endings(
             tracker, ledger, news, hooks, self._room, once=once, look=self._look, clock=clock, jitter=jitter
         )
@@ -130,7 +131,7 @@ class Conversions:
         ):
             return None
         size = verdict.export_bytes(facts, self._tracker.runs.get(facts.run), watcher.settings)
-        return Job(facts.path, tracked.root, facts.run, facts.step, judged.not_before, size)
+        return Job(facts.path, tracked.root, facts.run, facts.step, tracked.not_before(self._clock()), size)
 
     # Room
     def waits_for_room(self, root: str) -> bool:
@@ -188,7 +189,7 @@ class Conversions:
             self._command(request, settings), settings, facts, row, log, on_event=progress.then(AttemptEvents(log, number)),
             on_output=lambda text: log.info("converter_output", text=text) or None,
         )  # fmt: skip
-        self._last_started[job.run] = now
+        self._last_started[job.run] = max(self._last_started.values(), default=0.0) + 1
         if self._once:
             self._tracker.tried.add(job.path)
         self._tracker.keep(job.path, Tracked(job.root, facts, Verdict(State.RUNNING)))

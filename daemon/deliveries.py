@@ -9,6 +9,7 @@ import collections
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 
 from converter import commands
@@ -55,7 +56,7 @@ class Deliveries:
 
     def start_due(self, roots: tuple[str, ...], now: float) -> None:
         """Starts what is due below `roots`, as far as there is room for it."""
-        if now - self._forgot > DAY:
+        if not 0 <= now - self._forgot <= DAY:
             self._forgot = now
             self._ledger.forget_old(now)
         busy = collections.Counter(delivery.root for delivery, _ in self._running.values())
@@ -89,24 +90,24 @@ class Deliveries:
         return [delivery for delivery in found if delivery.key not in taken]
 
     async def _deliver(self, delivery: Delivery, settings: Settings) -> None:
-        began = self._clock()
+        began = time.monotonic()
         try:
             problem, hint = await self._call(delivery, settings)
             now = self._clock()
             about = {name: delivery.facts.get(name) for name in ("root", "run", "step", "path")}
             log = self._log.bind(**about, hook=delivery.hook, key=delivery.key, tries=delivery.tries)
-            seconds = round(now - began, 3)
+            seconds = round(time.monotonic() - began, 3)
             if problem is None:
                 self._ledger.end_delivery(delivery, "delivered", now)
                 log.info("hook_delivered", reason=delivery.facts.get("reason"), seconds=seconds)
             elif self._stop.is_set():
-                self._ledger.put_back(delivery, not_before=now, counts=False)
+                self._ledger.put_back(delivery, now=now, not_before=now, counts=False)
             elif delivery.tries >= MOST_TRIES:
                 self._ledger.end_delivery(delivery, "given_up", now)
                 log.error("hook_given_up", message=problem, hint=hint, seconds=seconds)
             else:
                 again = now + schedule.backoff(delivery.tries, settings, self._jitter())
-                self._ledger.put_back(delivery, not_before=again)
+                self._ledger.put_back(delivery, now=now, not_before=again)
                 log.warning("hook_failed", message=problem, hint=hint, retry_at=units.utc(again), seconds=seconds)
         finally:
             del self._running[delivery.key]

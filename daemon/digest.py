@@ -123,6 +123,26 @@ class Digest:
     def forget_statistics(self, run: str) -> None:
         """Of a run that is gone."""
         self._db.execute("DELETE FROM statistics WHERE run = ?", (run,))
+        self._db.execute("UPDATE runs SET gone = NULL WHERE path = ?", (run,))
+
+    def away(self) -> dict[str, float]:
+        """Runs that are not there but remembered, and since when (epoch seconds)."""
+        return dict(self._db.execute("SELECT path, gone FROM runs WHERE gone IS NOT NULL").fetchall())
+
+    def note_away(self, run: str, since: float | None) -> None:
+        """A run is not there, since then; None: it is back."""
+        self._db.execute(
+            "INSERT INTO runs (path, gone) VALUES (?, ?) ON CONFLICT (path) DO UPDATE SET gone = excluded.gone",
+            (run, since),
+        )
+
+    def is_same_run(self, run: str, since: float) -> bool | None:
+        """Whether a save that is there was known before `since`; None where no save of the run is known to be there."""
+        (known,) = self._db.execute(
+            "SELECT max(first_seen < ?) FROM steps WHERE current AND run = ? AND save_id != '' AND NOT checkpoint_gone",
+            (since, run),
+        ).fetchone()
+        return None if known is None else bool(known)
 
 
 def _step_of(record: Record) -> Row:

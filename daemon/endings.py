@@ -160,11 +160,18 @@ class Endings:
             self._tracker.block(
                 job.root,
                 latest,
-                Block(outcome.error or "", outcome.message, outcome.hint, verdict.exceptions(settings)),
+                Block(
+                    outcome.error or "",
+                    outcome.message,
+                    outcome.hint,
+                    verdict.exceptions(settings),
+                    verdict.config_of(self._tracker.runs.get(job.run)),
+                    job.step,
+                ),
                 fields,
             )
         if follows.pauses_root:
-            self._room.pause(job.root, follows.next_attempt or now, why)
+            self._room.pause(job.root, now, follows.next_attempt or now, why)
         if outcome.retry in (Retry.VANISHED, Retry.INCOMPLETE, Retry.SUSPECT):
             # Scanner and converter did not agree about the step: it is looked at anew, but not in a tight circle.
             asyncio.get_running_loop().call_later((follows.next_attempt or now) - now, self._look, job)

@@ -205,6 +205,12 @@ class Ledger(Outbox, Digest, JobBook, RootStates, Listings):
         )
         return int(done.rowcount)
 
+    def forget_block(self, run: str) -> None:
+        """Another run may lie there now: it is judged anew, and told of anew."""
+        self._db.execute(
+            "UPDATE runs SET block = NULL, said = json_remove(said, '$.run_unsupported') WHERE path = ?", (run,)
+        )
+
     def say_once(self, run: str, event: str, what: str) -> bool:
         """Whether `event` is to be said of a run: the first time, and when `what` it says changed."""
         with transaction(self._db):

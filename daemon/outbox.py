@@ -44,11 +44,14 @@ class Outbox:
         )
 
     def due(self, roots: Sequence[str], now: float) -> list[Delivery]:
-        """What waits for a try now below `roots`, oldest first, and no living process has claimed."""
+        """What waits for a try now below `roots`, oldest first, and no living process has claimed.
+
+        What was put back after `now` is due: the clock was set back.
+        """
         found = self._db.execute(
             "SELECT key, hook, root, tries + 1 AS tries, owner FROM outbox "
-            "WHERE ended IS NULL AND not_before <= ? ORDER BY created",
-            (now,),
+            "WHERE ended IS NULL AND (not_before <= ? OR since > ?) ORDER BY created",
+            (now, now),
         ).fetchall()
         return [
             Delivery(row["key"], row["hook"], row["root"], row["tries"], {})
@@ -67,11 +70,12 @@ class Outbox:
             )
         return delivery._replace(facts=msgspec.json.decode(found["facts"]))
 
-    def put_back(self, delivery: Delivery, *, not_before: float, counts: bool = True) -> None:
+    def put_back(self, delivery: Delivery, *, now: float, not_before: float, counts: bool = True) -> None:
         """It is tried again at `not_before` (epoch seconds); `counts` is false where a stop interrupted it."""
         tries = delivery.tries if counts else delivery.tries - 1
         self._db.execute(
-            "UPDATE outbox SET owner = '', tries = ?, not_before = ? WHERE key = ?", (tries, not_before, delivery.key)
+            "UPDATE outbox SET owner = '', tries = ?, since = ?, not_before = ? WHERE key = ?",
+            (tries, now, not_before, delivery.key),
         )
 
     def end_delivery(self, delivery: Delivery, result: str, now: float) -> None:

@@ -17,24 +17,25 @@ class Room:
         self._log = log
         self._short: dict[str, str] = {}
         """Steps that do not fit, and their root."""
-        self._paused: dict[str, float] = {}
-        """Roots on which a conversion met a full file system, and until when (epoch seconds) nothing is started there."""
+        self._paused: dict[str, tuple[float, float]] = {}
+        """Roots on which a conversion met a full file system, since and until when (epoch seconds) nothing is started there."""
         self._full: dict[str, int] = {}
         """How often in a row a conversion met a full file system, by root."""
 
     def is_paused(self, root: str, now: float) -> bool:
         """Whether nothing is to be started there yet."""
-        return self._paused.get(root, 0.0) > now
+        since, until = self._paused.get(root, (0.0, 0.0))
+        return since <= now < until  # before `since`: the clock was set back
 
     def is_short(self, root: str, now: float) -> bool:
         """Whether something waits for room there."""
         return self.is_paused(root, now) or root in self._short.values()
 
-    def pause(self, root: str, until: float, fields: dict[str, Any]) -> None:
+    def pause(self, root: str, now: float, until: float, fields: dict[str, Any]) -> None:
         """A conversion met a full file system: nothing is started on `root` before `until`."""
         if root not in self._paused and root not in self._short.values():
             self._log.warning("queue_paused", root=root, **fields)
-        self._paused[root] = until
+        self._paused[root] = (now, until)
 
     def lack(self, job: Job, *, free_bytes: int, reserved: int, settings: Settings) -> dict[str, Any] | None:
         """What speaks against starting `job` beside exports of `reserved` bytes, as fields of a log line."""

@@ -77,6 +77,16 @@ def recheck(failures: int, first: float, jitter: float) -> float:
     return min(max(_AGAIN_MOST, first), first * 2.0 ** min(max(0, failures - 1), 30)) * (1 - 0.2 * jitter)
 
 
+def longest_pause(state: State, attempts: int, settings: Settings) -> float:
+    """Seconds that a step in this state waits at most, after so many failures."""
+    match state:
+        case State.FAILED:
+            return backoff(attempts, settings, 0.0)
+        case State.QUARANTINED:
+            return recheck(attempts, settings.backoff_max, 0.0)
+    return max(settings.backoff_max, settings.config_grace)
+
+
 def has_room(job: Job, *, free_bytes: int, reserved: int, settings: Settings) -> bool:
     """Whether the export fits beside what is being written, and leaves `min_free_space`."""
     return free_bytes - reserved - job.export_bytes >= settings.min_free_space

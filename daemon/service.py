@@ -88,7 +88,12 @@ class Service:
         self._watchers = Watchers(self._watcher, self._on_root_left)
         news = News(ledger, log, once=self._once)
         self._inventories = Inventories(ledger)
-        self._tally, self._presence, self._pulse, self._samples = Tally(), Presence(), Pulse(), Samples(ledger)
+        self._tally, self._presence, self._pulse, self._samples = (
+            Tally(),
+            Presence(),
+            Pulse(),
+            Samples(ledger, clock=clock),
+        )
         hooks = Hooks(ledger, settings_of=self._settings_for, clock=clock)
         self._deliveries = Deliveries(
             ledger,
@@ -100,8 +105,9 @@ class Service:
             jitter=jitter,
         )
         self._tracker = Tracker(
-            ledger, log, news, hooks, settings_of=self._watchers.settings_of, once=self._once, clock=clock
-        )
+            ledger, log, news, hooks, settings_of=self._watchers.settings_of, once=self._once, clock=clock,
+            look=self._watchers.look_again,
+        )  # fmt: skip
         self._conversions = Conversions(
             self._tracker,
             ledger,

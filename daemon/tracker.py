@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from daemon import verdict
+from daemon import schedule, verdict
 from daemon.hooks import Hooks
 from daemon.ledger import Ledger
 from daemon.logs import Logger
@@ -30,6 +30,12 @@ class Tracked(NamedTuple):
     root: str
     facts: Step
     verdict: Verdict
+    since: float = 0.0
+    """When it was judged so (epoch seconds)."""
+
+    def not_before(self, now: float) -> float:
+        """When it may be tried; at once, where the clock was set back since: nobody knows how long it has waited."""
+        return self.verdict.not_before if self.since <= now else 0.0
 
 
 class Tracker:
@@ -45,11 +51,12 @@ class Tracker:
         settings_of: Callable[[str], Settings | None],
         once: bool,
         clock: Callable[[], float],
+        look: Callable[[str], None] = lambda path: None,
     ) -> None:
         self._ledger, self._log, self._news, self._hooks = ledger, log, news, hooks
         self._settings_of = settings_of
         self._once = once
-        self._clock = clock
+        self._clock, self._look = clock, look
         self.waiting: dict[str, Tracked] = {}
         self.runs: dict[str, Run] = {}
         self.tried: set[str] = set()
@@ -73,11 +80,16 @@ class Tracker:
             if count := self._ledger.forgive(run.run, sorted(passed)):
                 why = "its run config is there, or another one"
                 self._log.info("quarantine_lifted", root=root, run=run.name, path=run.run, steps=count, message=why)
+            block = self._ledger.block(run.run)
+            if block is not None and block.config != run.config.sha256:
+                self._ledger.forget_block(run.run)
+                self._look(run.run)  # its unsupported steps wait for nothing: they are reported again
         self.judge_run(run.run)
 
     def on_run_gone(self, message: RunGone) -> None:
-        """The last step of a run is gone, and so is the run."""
+        """The last step of a run is gone, and so is the run: what comes at its path is judged anew."""
         self.runs.pop(message.run, None)
+        self._ledger.forget_block(message.run)
 
     def on_step(self, root: str, facts: Step) -> None:
         """A step appeared or changed: judges it, remembers the verdict, says what is news."""
@@ -100,15 +112,23 @@ class Tracker:
         if is_complete and (row.complete_at is None or row.complete_at > now):
             row = msgspec.structs.replace(row, complete_at=now)
         run = self.runs.get(facts.run)
+        block = self._ledger.block(facts.run)
+        is_saved_again = current is not None and current.save_id not in ("", row.save_id) and row.save_id != ""
+        if block is not None and is_saved_again and facts.step <= block.step:
+            self._ledger.forget_block(facts.run)  # the run began anew below what was refused
+            block = None
         judged = verdict.judge(
             facts,
             run,
             row if before is not None else None,
-            self._ledger.block(facts.run),
+            block,
             settings,
             now=now,
             fresh=self._once and path not in self.tried,
         )
+        longest = now + schedule.longest_pause(judged.state, row.attempts, settings)
+        if judged.not_before > longest:  # stored before the clock was set back
+            judged = judged._replace(not_before=longest)
         if judged.state == State.REMOVED and path in self._unseen:
             judged = Verdict(State.DONE)
         is_final = facts.answer.state not in ("incomplete", "settling") and bool(facts.answer.fingerprint)
@@ -185,7 +205,8 @@ class Tracker:
         """Judges again what time alone changes: the end of `config_grace`."""
         for tracked in list(self.waiting.values()):
             judged = tracked.verdict
-            if judged.state == State.PENDING and judged.error in CONFIG_ERRORS and judged.not_before <= now:
+            is_due = tracked.not_before(now) <= now
+            if judged.state == State.PENDING and judged.error in CONFIG_ERRORS and is_due:
                 self.on_step(tracked.root, tracked.facts)
 
     def judge_run(self, run: str) -> None:
@@ -197,7 +218,7 @@ class Tracker:
     def keep(self, path: str, tracked: Tracked) -> None:
         """Keeps a step in mind as long as it waits for something."""
         if tracked.verdict.state in WAITING:
-            self.waiting[path] = tracked
+            self.waiting[path] = tracked._replace(since=self._clock())
         else:
             self.waiting.pop(path, None)
 

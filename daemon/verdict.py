@@ -36,6 +36,10 @@ class Block(NamedTuple):
     hint: str
     asked: str = ""
     """The exceptions that were allowed when it was refused (`exceptions`); empty: not known."""
+    config: str = ""
+    """sha256 of the run config that was refused; empty: there was none."""
+    step: int = -1
+    """The step that was tried."""
 
 
 def exceptions(settings: Settings) -> str:
@@ -44,8 +48,10 @@ def exceptions(settings: Settings) -> str:
     return repr(asked)
 
 
-def _holds(block: Block, settings: Settings) -> bool:
-    """Whether a run is still refused: with other exceptions it is judged anew."""
+def _holds(block: Block, run: Run | None, settings: Settings) -> bool:
+    """Whether a run is still refused: with another run config, or other exceptions, it is judged anew."""
+    if run is not None and run.config is not None and run.config.sha256 != block.config:
+        return False
     if block.asked:
         return block.asked == exceptions(settings)
     return not (block.error == "RoutingDrift" and settings.allow_routing_drift)
@@ -76,7 +82,7 @@ def judge(
             return Verdict(State.UNSUPPORTED, answer.reason, answer.error, in_keys(answer.hint))
         case "damaged":
             return Verdict(State.QUARANTINED, answer.reason, answer.error, with_retry(in_keys(answer.hint), step.path))
-    if block is not None and _holds(block, settings):
+    if block is not None and _holds(block, run, settings):
         return Verdict(State.UNSUPPORTED, block.reason, block.error, block.hint)
     if foreign := _foreign(step, run, settings):
         return foreign
@@ -97,6 +103,11 @@ def judge(
     if row is not None and row.state == State.FAILED and not fresh:
         return Verdict(State.FAILED, row.reason, row.error, row.hint, row.next_attempt or 0.0)
     return Verdict(State.PENDING, "its files are not those that were converted" if has_changed else "")
+
+
+def config_of(run: Run | None) -> str:
+    """sha256 of the run config; empty: there is none."""
+    return run.config.sha256 if run is not None and run.config is not None else ""
 
 
 def wish(run: Run | None, settings: Settings) -> str:

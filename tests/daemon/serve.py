@@ -1,7 +1,11 @@
-"""Runs the real service with a stand-in converter: `serve.py STATE_DIR [--once|--dry-run] [--scanner-of ROOT=CODE] KEY=VALUE… ROOT…`."""
+"""Runs the real service with a stand-in converter: `serve.py STATE_DIR [--once|--dry-run] [--scanner-of=ROOT=CODE] [--clock=FILE] ROOT…`.
+
+FILE holds the seconds by which the wall clock was set forward.
+"""
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 
 from daemon import config as configuration
@@ -36,6 +40,9 @@ def main() -> int:
         if argument.startswith("--scanner-of=")
     )
     config = next((argument.removeprefix("--config=") for argument in rest if argument.startswith("--config=")), None)
+    offset = next(
+        (Path(argument.removeprefix("--clock=")) for argument in rest if argument.startswith("--clock=")), None
+    )
     roots = tuple(argument for argument in rest if not argument.startswith("--"))
 
     def scanner(root: str) -> list[str]:
@@ -46,9 +53,12 @@ def main() -> int:
     async def serve() -> int:
         service = Service(
             loaded, ledger, log, once=once, dry_run=dry_run, notifier=Notifier(), reload=load, command=command, scanner=scanner,
-            jitter=lambda: 0.0,
+            jitter=lambda: 0.0, clock=clock,
         )  # fmt: skip
         return await service.run()
+
+    def clock() -> float:
+        return time.time() + (float(offset.read_text()) if offset is not None else 0.0)
 
     def load() -> Settings:
         return configuration.load(config=config, roots=roots, default="/nonexistent")

@@ -65,14 +65,24 @@ def test_what_a_stop_interrupted_costs_no_try_and_what_failed_waits(ledger: Ledg
     ledger.enqueue("key", "on_success", "/r", {}, 0.0)
     [found] = ledger.due(["/r"], 1.0)
     assert ledger.claim(found)
-    ledger.put_back(found, not_before=1.0, counts=False)
+    ledger.put_back(found, now=0.5, not_before=1.0, counts=False)
     [found] = ledger.due(["/r"], 1.0)
     assert found.tries == 1
     assert ledger.claim(found)
-    ledger.put_back(found, not_before=9.0)
+    ledger.put_back(found, now=1.0, not_before=9.0)
 
     assert ledger.due(["/r"], 8.0) == []
     assert ledger.due(["/r"], 9.0)[0].tries == 2
+
+
+def test_a_call_that_was_put_back_before_the_clock_was_set_back_is_due(ledger: Ledger) -> None:
+    ledger.enqueue("key", "on_success", "/r", {}, 5000.0)
+    [found] = ledger.due(["/r"], 5000.0)
+    assert ledger.claim(found)
+    ledger.put_back(found, now=5000.0, not_before=5030.0)
+
+    assert ledger.due(["/r"], 5010.0) == []
+    assert [call.key for call in ledger.due(["/r"], 1400.0)] == ["key"]
 
 
 def test_calls_of_roots_that_are_not_ours_are_left_and_forgotten_in_the_end(ledger: Ledger) -> None:
@@ -114,10 +124,12 @@ def test_the_last_attempt_is_that_of_this_save_before_the_one_that_asks(ledger: 
 def test_a_ledger_without_an_outbox_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(database, "MIGRATIONS", MIGRATIONS[:1])
-        older = Ledger.open(tmp_path)
-        older.put(row(10, state=State.DONE))
-        older.close()
+        Ledger.open(tmp_path).close()
     with sqlite3.connect(tmp_path / NAME) as db:
+        db.execute(
+            "INSERT INTO steps (path, save_id, root, run, run_name, step, state, reason, hint, attempts, wish, accept_copy, "
+            "first_seen, updated) VALUES ('/r/a/step-10', 'save-1', '/r', '/r/a', 'a', 10, 'done', '', '', 0, '', 0, 0, 0)"
+        )
         assert db.execute("PRAGMA user_version").fetchone() == (1,)
     newer = Ledger.open(tmp_path)
     newer.enqueue("key", "on_success", "/r", {}, 0.0)

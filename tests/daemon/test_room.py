@@ -73,9 +73,18 @@ def test_what_was_purged_waits_no_more(room: Room, said: Said) -> None:
 
 
 def test_a_full_file_system_pauses_its_root_and_is_said_once(room: Room, said: Said) -> None:
-    room.pause("/r", 50.0, {})
-    room.pause("/r", 90.0, {})
+    room.pause("/r", 0.0, 50.0, {})
+    room.pause("/r", 0.0, 90.0, {})
     assert room.is_paused("/r", 60.0)
     assert not room.is_paused("/r", 95.0)
     assert fits(room, SMALL, 1000)
     assert said == ["queue_paused", "queue_resumed"]
+
+
+def test_a_root_that_was_full_before_the_clock_was_set_back_is_tried_again() -> None:
+    room = Room(cast(Logger, Said()))
+    room.pause("/r", 5000.0, 5030.0, {})
+
+    assert room.is_paused("/r", 5010.0)
+    assert not room.is_paused("/r", 1400.0)
+    assert not room.is_paused("/r", 5030.0)

@@ -1,5 +1,6 @@
 """Samples of a run lie where they can, are asked for where they are wanted, and go with the run."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from daemon.ledger import Ledger
 from daemon.logs import logger
 from daemon.records import Outcome
 from daemon.refuge import KeptLedger
-from daemon.samples import FOLDER, Samples, name
+from daemon.samples import FOLDER, KEPT_AWAY, Samples, name
 from daemon.settings import Settings
 from tests.daemon.conftest import row
 
@@ -63,13 +64,44 @@ def test_runs_that_are_gone_take_all_with_them_and_others_stay(ledger: Ledger, t
         ledger.put(known)
         ledger.put_statistics(known, FIGURES)
         (tmp_path / FOLDER / name(run)).mkdir(parents=True)
-    samples = Samples(ledger)
+    now = 1e9
+    samples = Samples(ledger, clock=lambda: now)
     samples.keep("/r", None)
     assert len(ledger.runs_with_statistics()) == 4, "nobody has looked yet"
+    samples.keep("/r", {"/r/b", "/r/a/nested"})
+    now += KEPT_AWAY - 1
+    samples.keep("/r", {"/r/b", "/r/a/nested"})
+    assert len(ledger.runs_with_statistics()) == 4, "its mount may be back"
+    now += 1
     samples.keep("/r", {"/r/b", "/r/a/nested"})
 
     assert sorted(ledger.runs_with_statistics()) == ["/r/a/nested", "/r/b", "/r2/a"]
     assert {path.name for path in (tmp_path / FOLDER).iterdir()} == {name(run) for run in runs[1:]}
+
+
+@pytest.mark.parametrize(("save", "is_kept"), [("save-1", True), ("save-2", False)])
+def test_a_run_that_is_back_has_what_was_measured_unless_it_is_another(
+    ledger: Ledger, save: str, is_kept: bool
+) -> None:
+    ledger.put(row(10))
+    ledger.put_statistics(row(10), FIGURES)
+    ledger.take_inventory("/r/a", (10,), ())
+    samples = Samples(ledger, clock=lambda: time.time() + 1)
+    samples.keep("/r", set())
+    ledger.take_inventory("/r/a", (), ())
+    samples.keep("/r", {"/r/a"})
+    assert ledger.runs_with_statistics() == ["/r/a"], "none of its steps has been looked at"
+    assert "/r/a" in ledger.away()
+
+    if save == "save-2":
+        ledger._db.execute("UPDATE steps SET first_seen = first_seen - 10")
+        ledger.note_away("/r/a", time.time() - 5)
+    ledger.put(row(10, save_id=save))
+    ledger.take_inventory("/r/a", (10,), ())
+    samples.keep("/r", {"/r/a"})
+
+    assert ledger.runs_with_statistics() == (["/r/a"] if is_kept else [])
+    assert ledger.away() == {}
 
 
 def test_folders_that_nobody_knows_go_at_the_start(ledger: Ledger, tmp_path: Path) -> None:

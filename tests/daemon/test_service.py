@@ -18,6 +18,7 @@ from daemon import status
 from daemon.ledger import Ledger
 from tests.daemon.conftest import add_step
 from tests.daemon.running import Daemon, daemons, dcp2hfd, wait_until
+from tests.daemon.test_survey import save_again
 
 SERVE = Path(__file__).with_name("serve.py")
 MakeRun = Callable[..., Path]
@@ -709,3 +710,121 @@ def test_copies_are_converted_unasked_where_the_configuration_accepts_them(
 
     assert daemon.stop() == 0
     assert not daemon.events("conversion_skipped")
+
+
+def test_what_a_person_did_and_what_was_measured_survives_a_root_that_was_away(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    """An unmounted mount point is an empty folder."""
+    run = make_run("a", 10, 20, 30)
+    (run / "behaviour-step-20").write_text("fail NonFiniteTensor never")
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_succeeded", 2)
+    daemon.wait_for("conversion_failed", quarantined=True)
+    time.sleep(1.0)
+    shutil.rmtree(run / "step-10-hf")
+    daemon.wait_for("conversion_skipped", reason="removed")
+    before, told = states(tmp_path), len(daemon.events("conversion_failed"))
+    (run / "behaviour-step-20").unlink()
+
+    os.rename(run, tmp_path / "away")
+    daemon.wait_for("step_vanished", 2)
+    time.sleep(2.0)
+    os.rename(tmp_path / "away", run)
+    wait_until(lambda: states(tmp_path) == before, 20.0)
+    time.sleep(2.0)
+
+    assert states(tmp_path) == before == {10: "removed", 20: "quarantined", 30: "done"}
+    assert len(conversions(run)) == 3
+    assert len(daemon.events("conversion_failed")) == told, "and is not told again"
+    ledger = Ledger.read(tmp_path / "state")
+    assert ledger is not None
+    assert ledger.runs_with_statistics() == [str(run)]
+    assert ledger.away() == {}
+    retry(tmp_path, run / "step-20")
+    daemon.wait_for("conversion_succeeded", step=20)
+    assert daemon.stop() == 0
+
+
+def test_a_run_that_is_made_anew_where_an_unsupported_one_was_is_judged_anew(
+    make_run: MakeRun, tmp_path: Path, start: Start, saved: Path
+) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("drift")
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("run_unsupported")
+    shutil.rmtree(run)
+    daemon.wait_for("step_vanished")
+    time.sleep(1.0)
+    make_run("a")
+    (run / "behaviour").write_text("drift")
+    add_step(saved, run, 10)
+
+    daemon.wait_for("run_unsupported", 2)
+    assert daemon.stop() == 0
+
+
+def test_an_unsupported_run_is_judged_anew_when_its_run_config_changes(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("drift")
+    daemon = start(str(tmp_path / "root"), DCP2HF_RESCAN_INTERVAL="1s")
+    daemon.wait_for("run_unsupported")
+    time.sleep(2.5)
+    assert len(conversions(run)) == 1
+    (run / "behaviour").unlink()
+    (run / "config.json").write_text((run / "config.json").read_text() + " ")
+
+    daemon.wait_for("conversion_succeeded")
+    assert daemon.stop() == 0
+
+
+def test_an_unsupported_run_that_was_made_anew_while_no_daemon_ran_is_judged_anew(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("drift")
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("run_unsupported")
+    assert daemon.stop() == 0
+    again = start(str(tmp_path / "root"))
+    time.sleep(2.0)
+    assert again.stop() == 0
+    assert len(conversions(run)) == 1, "the same run"
+    (run / "behaviour").unlink()
+    save_again(run / "step-10")
+
+    last = start(str(tmp_path / "root"))
+    last.wait_for("conversion_succeeded")
+    assert last.stop() == 0
+
+
+def test_a_clock_that_is_set_back_holds_no_retry_up(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run, clock = make_run("a", 10), tmp_path / "clock"
+    clock.write_text("3600")
+    (run / "behaviour").write_text("fail MachineFailure backoff")
+    daemon = start(f"--clock={clock}", str(tmp_path / "root"), DCP2HF_BACKOFF_INITIAL="2s", DCP2HF_MAX_ATTEMPTS="9")
+    daemon.wait_for("conversion_failed")
+    clock.write_text("0")
+    daemon.wait_for("conversion_failed", 2)
+    assert daemon.stop() == 0
+    clock.write_text("-3600")
+
+    second = start(f"--clock={clock}", str(tmp_path / "root"), DCP2HF_BACKOFF_INITIAL="2s", DCP2HF_MAX_ATTEMPTS="9")
+    second.wait_for("conversion_failed")
+    assert second.stop() == 0
+
+
+def test_a_clock_that_is_set_back_holds_no_wait_for_a_run_config_up(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    clock = tmp_path / "clock"
+    clock.write_text("3600")
+    make_run("a", 10, config=False)
+    daemon = start(f"--clock={clock}", str(tmp_path / "root"), DCP2HF_CONFIG_GRACE="3s")
+    daemon.wait_for("step_waiting")
+    clock.write_text("0")
+
+    daemon.wait_for("conversion_failed", error="RunConfigMissing")
+    assert daemon.stop() == 0

@@ -18,6 +18,11 @@ FOREIGN = Published(place="alongside", ours=False, foreign=("notes.txt",))
 NO_CONFIG = Run(run="/r/a", name="a", error="RunConfigMissing", message="no run config", hint="name it")
 
 
+def refused(*said: str, config: str = "0" * 64) -> Block:
+    """Why the run of `run_facts` was refused, by its run config."""
+    return Block(*said, config=config)
+
+
 def state(*args: object, **kwargs: object) -> State:
     return judge(*args, **{"now": 1000.0} | kwargs).state  # type: ignore[arg-type]
 
@@ -61,7 +66,7 @@ def test_what_cannot_be_converted_is_unsupported_and_no_alarm(answer: str) -> No
 
 def test_a_run_found_unsupported_is_not_tried_step_by_step() -> None:
     judged = judge(
-        facts(), run_facts(), None, Block("RoutingDrift", "bias is not zero", "allow_routing_drift"), S, now=0.0
+        facts(), run_facts(), None, refused("RoutingDrift", "bias is not zero", "allow_routing_drift"), S, now=0.0
     )
 
     assert (judged.state, judged.error) == (State.UNSUPPORTED, "RoutingDrift")
@@ -172,7 +177,10 @@ def test_what_remains_of_keep_latest_k_beside_siblings_is_what_was_measured(keep
 
 
 def test_a_run_refused_for_its_balancing_bias_is_taken_up_once_that_is_allowed() -> None:
-    bias, lora = Block("RoutingDrift", "a bias", "allow_routing_drift"), Block("UnsupportedModel", "LoRA", "merge it")
+    bias, lora = (
+        refused("RoutingDrift", "a bias", "allow_routing_drift"),
+        refused("UnsupportedModel", "LoRA", "merge it"),
+    )
     allowed = with_(S, allow_routing_drift=True)
 
     assert state(facts(), run_facts(), None, bias, S) == State.UNSUPPORTED
@@ -183,7 +191,7 @@ def test_a_run_refused_for_its_balancing_bias_is_taken_up_once_that_is_allowed()
 @pytest.mark.parametrize("allowed", [{"ignore_tensors": ("ema.*",)}, {"untie": True}, {"allow_routing_drift": True}])
 def test_a_run_refused_is_judged_anew_once_other_exceptions_are_allowed_and_only_then(allowed: dict[str, Any]) -> None:
     asked = with_(S, ignore_tensors=("rng_state",))
-    block = Block("UnknownTensor", "ema.norm.weight", "ignore_tensors", verdict.exceptions(asked))
+    block = refused("UnknownTensor", "ema.norm.weight", "ignore_tensors", verdict.exceptions(asked))
 
     assert state(facts(), run_facts(), None, block, asked) == State.UNSUPPORTED
     assert state(facts(), run_facts(), None, block, with_(asked, **allowed)) == State.PENDING
@@ -210,3 +218,13 @@ def test_quarantine_is_of_the_files_that_were_refused() -> None:
 
 def test_copies_are_accepted_where_the_configuration_accepts_them() -> None:
     assert state(facts(state="suspect"), run_facts(), None, None, with_(S, accept_copies=True)) == State.PENDING
+
+
+def test_a_run_refused_is_judged_anew_with_another_run_config_but_not_while_its_config_cannot_be_read() -> None:
+    other = refused("UnsupportedModel", "LoRA", "merge it", config="1" * 64)
+
+    assert state(facts(), run_facts(), None, other, S) == State.PENDING
+    assert state(facts(), NO_CONFIG, None, other, S) == State.UNSUPPORTED
+    assert state(facts(), run_facts(), None, Block("UnsupportedModel", "LoRA", "merge it"), S) == State.PENDING, (
+        "a ledger of an earlier release does not know of which"
+    )
