@@ -270,7 +270,8 @@ def _dump(said: dict[str, Any]) -> bytes:
 
 
 def disagreements(config: dict[str, Any], assets: Assets, special: dict[str, int | None]) -> list[str]:
-    """Warnings: BOS, EOS or PAD not the same for config, generation config and tokenizer; a class 4.x cannot load."""
+    """Warnings: BOS, EOS or PAD not the same for config, generation config and tokenizer, or no row of the embedding; a class
+    that 4.x cannot load."""
     found = []
     generation = parse_json(assets.generation) if assets.generation else {}
     for name in ("bos", "eos", "pad"):
@@ -282,6 +283,21 @@ def disagreements(config: dict[str, Any], assets: Assets, special: dict[str, int
         if len(stated) > 1 and not set.intersection(*stated.values()):
             what = f"{name.upper()} differs: " + ", ".join(f"{who} {sorted(ids)}" for who, ids in stated.items())
             found.append(errors.brief(what))
+    rows = config.get("vocab_size", 1 << 62)
+    for where, said in (("config.json", config), ("generation_config.json", generation)):
+        past = {
+            key: value
+            for key, value in said.items()
+            if key.endswith("_token_id") and any(i >= rows for i in _ids(value))
+        }
+        if past:
+            what = ", ".join(f"{key} {value}" for key, value in sorted(past.items()))
+            found.append(
+                errors.brief(
+                    f"{where} names tokens past the embedding's {rows:,} rows ({what}): the model never generates them"
+                )
+                + "; set the run's own in the base assets"
+            )
     found += sampling(generation)
     tokenizer_config = parse_json(assets.tokenizer.get("tokenizer_config.json", b"{}"))
     if not isinstance(tokenizer_config, dict):

@@ -34,12 +34,22 @@ BIAS = ".moe.expert_bias_E"
 """Ends the name of the balancing bias, for which HF's Qwen3MoE has no place."""
 FIXED: dict[str, Any] = {
     "attention_bias": False, "hidden_act": "silu", "rope_type": "default", "partial_rotary_factor": 1.0,
-    "sliding_window": None, "layer_types": ["full_attention"], "is_causal": True,
+    "sliding_window": None, "layer_types": ["full_attention"], "is_causal": True, "rope_parameters": None,
 }  # fmt: skip
 """What TorchTitan's Qwen3 is whatever its dimensions, and HF's could be otherwise."""
-_NEVER = ("quantization_config", "compression_config", "quantization", "auto_map", "dual_chunk_attention_config")  # fmt: skip
+_NEVER = (
+    "quantization_config",
+    "compression_config",
+    "quantization",
+    "auto_map",
+    "dual_chunk_attention_config",
+    "is_encoder_decoder",
+    "add_cross_attention",
+    "pruned_heads",
+    "use_bidirectional_attention",
+)
 """Keys that tell some reader of another model (vLLM: `compression_config`, `dual_chunk_attention_config`; mlx: `quantization`;
-`auto_map`: code beside the weights)."""
+`auto_map`: code beside the weights; transformers: the others). Empty or false, they say nothing."""
 _FIXED_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 _REPLACED = (
     "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "num_local_experts", "sliding_window", "use_sliding_window",
@@ -171,8 +181,17 @@ def architecture_of_base(config: PretrainedConfig) -> dict[str, Any]:
         "sliding_window": config.sliding_window if slides else None,
         "layer_types": sorted({*map(str, getattr(config, "layer_types", None) or FIXED["layer_types"])}),
         "is_causal": getattr(config, "is_causal", True),
-        **{key: getattr(config, key, None) for key in _NEVER},
+        "rope_parameters": _unused(rope),
+        **{key: getattr(config, key, None) or None for key in _NEVER},
     }
+
+
+def _unused(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What plain rope's parameters hold besides, such as a factor: transformers ignores it, another reader may not."""
+    known = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
+    if rope.get("rope_type", "default") != "default":
+        return None
+    return {key: value for key, value in rope.items() if key not in known and value not in (None, 1)} or None
 
 
 def differences(said: Mapping[str, Any], run: Mapping[str, Any], who: str = "base") -> list[str]:

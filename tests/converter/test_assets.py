@@ -251,3 +251,14 @@ def test_a_failing_file_system_makes_no_asset_invalid(
     monkeypatch.setattr(recorded_files, "read_regular", fail)
     with pytest.raises(OSError, match=os.strerror(code)):
         assets.read(step, run(folder), Search())
+
+
+def test_special_tokens_past_the_embedding_are_warned_of_with_their_file() -> None:
+    generation = b'{"eos_token_id": [151645, 3], "bos_token_id": 2}'
+    found = assets.Assets(Path("/b"), {}, generation, Path("/t"), {})
+    config = {"vocab_size": 638, "eos_token_id": 151_645, "pad_token_id": 5}
+    said = [text for text in disagreements(config, found, {}) if "past the embedding" in text]
+
+    assert [text.partition(" names")[0] for text in said] == ["config.json", "generation_config.json"]
+    assert all("151645" in text and "638 rows" in text for text in said)
+    assert not any("past the embedding" in text for text in disagreements(config | {"vocab_size": 151_646}, found, {}))

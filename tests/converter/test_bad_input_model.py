@@ -33,7 +33,7 @@ def test_base_assets_of_another_family_are_refused(
 ) -> None:
     folder = base_assets(TIED, model_type="llama", architectures=["LlamaForCausalLM"])
     error = refused(copy_step(TIED), errors.AssetsInvalid, search=Search(hf_assets=folder))
-    assert "is no qwen3's" in error.what
+    assert "the checkpoint is a qwen3, the base assets' config is not" in error.what
     assert "llama" not in error.what
     assert error.path.startswith(str(folder))
 
@@ -91,7 +91,16 @@ CHANGES = [
     (TIED, {"attention_bias": True}, "attention_bias: base True, run False"),
     (TIED, {"hidden_act": "gelu"}, "hidden_act: base gelu, run silu"),
     (TIED, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type: base yarn, run default"),
+    (
+        TIED,
+        {"rope_scaling": {"rope_type": "default", "factor": 4.0}},
+        "rope_parameters: base {'factor': 4.0}, run None",
+    ),
     (TIED, {"is_causal": False}, "is_causal: base False, run True"),
+    (TIED, {"is_encoder_decoder": True}, "is_encoder_decoder: base True, run None"),
+    (TIED, {"add_cross_attention": True}, "add_cross_attention: base True, run None"),
+    (TIED, {"pruned_heads": {"0": [1]}}, "pruned_heads: base {'0': [1]}, run None"),
+    (MOE, {"use_bidirectional_attention": True}, "use_bidirectional_attention: base True, run None"),
     (
         TIED,
         {"dual_chunk_attention_config": {"chunk_size": 8}},
@@ -126,6 +135,10 @@ def test_base_assets_of_another_architecture_are_listed_against_the_run_or_repla
     key, _, values = said.partition(": base ")
     told = values.partition(", run ")[2]
     assert said in converted.manifest["accepted"]["architecture"]
+    if told == "None":
+        assert not written.get(key) or key == "rope_parameters"
+        assert written["rope_parameters"] == {"rope_theta": 1_000_000.0, "rope_type": "default"}
+        return
     written |= written["rope_parameters"]
     found = sorted(set(written[key])) if key == "layer_types" and key in written else written.get(key, told)
     assert str(float(found) if key == "rope_theta" else found) == told
