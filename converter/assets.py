@@ -130,7 +130,7 @@ def _folder(
             raise errors.AssetsMissing(f"the {what} folder does not exist", path=given, hint=f"correct {flag}")
         return found
     if not recorded:
-        raise errors.AssetsMissing(
+        raise errors.AssetsNotConfigured(
             f"the run config names no {what}", path=run.path, hint=f"name the folder with {flag}"
         )
     tried, are = list(dict.fromkeys(_candidates(recorded, step.parent, search))), "is" if what == "tokenizer" else "are"
@@ -148,7 +148,7 @@ def _folder(
             continue
         return found
     if refused:
-        raise errors.AssetsMissing(
+        raise errors.AssetsNotConfigured(
             f"the recorded {what} {ascii(recorded)[:300]} {are} outside what restrict_assets allows",
             path=run.path,
             hint=f"add its folder to --restrict-assets, or name it with {flag}",

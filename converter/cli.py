@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from converter import errors, interrupts, layout, version
+from converter import errors, interrupts, layout, selection, version
 from converter.convert import convert_step
 from converter.files import exists, is_folder
 from converter.flags import (
@@ -178,14 +178,14 @@ def convert(
     steps, named = _steps(path)
     if output is not None and not output.absolute().parent.is_dir():
         _usage(f"--output {output}: its parent folder does not exist")
-    passed_over = [] if named else _passed_over(steps[0].parent)
+    run = None if named else steps[0].parent
     if dry_run:
-        for name, why in passed_over:
-            print(errors.printable(f"{name.name}: passed over: {why}"))
+        for line in _passed_over(run) if run else ():
+            print(line)
         _exit(_dry_run(steps, named, options))
     with reporter(events=events) as report:
-        for name, why in passed_over:
-            report("conversion_skipped", {"path": str(name), "reason": f"passed over: {why}"})
+        for entry, why in selection.passed_over(run) if run else ():
+            report("conversion_skipped", {"path": str(entry), "reason": why})
         _exit(_convert_all(steps, named, options, report))
 
 
@@ -239,8 +239,8 @@ def inspect_command(
 ) -> None:
     """What is in this checkpoint: complete or why not, names, tensors, dtypes, ranks, sizes."""
     steps, named = _steps(path)
-    for name, why in () if named else _passed_over(steps[0].parent):
-        print(errors.printable(f"{name.name}: passed over: {why}"), file=sys.stderr)
+    for line in () if named else _passed_over(steps[0].parent):
+        print(line, file=sys.stderr)
     described = [describe(step) for step in steps]
     if as_json:
         print(json.dumps(described if len(described) > 1 else described[0], indent=2))
@@ -251,51 +251,19 @@ def inspect_command(
 
 def _steps(path: Path) -> tuple[list[Path], bool]:
     """The steps meant by PATH in step order, and whether one was named. Leaves with 2 or 3 where there are none."""
-    path = path.absolute()
-    if path.is_symlink() and layout.step_number(path.name) is None:
-        path = path.resolve()
-    if not exists(path):
-        _usage(f"{path} does not exist")
-    if path.name.endswith(".distcp") and path.is_file():
-        path = path.parent
-    if layout.step_number(path.name) is not None and path.is_dir():
-        return [path], True
-    if not path.is_dir():
-        _usage(f"{path} is neither a step directory, nor a run root, nor a *.distcp file")
-    found = sorted((layout.step_number(entry.name) or 0, entry) for entry in path.iterdir() if _is_step(entry))
-    if not found:
-        why = f"{path} holds no step-<number> directory"
-        if layout.published_step(path.name) is not None:
-            why = f"{path} is a published directory; `dcp2hf verify {path}` checks it"
-        elif below := next((str(step.parent) for step in sorted(path.glob("*/step-*")) if _is_step(step)), ""):
-            why += f"; is {below} meant?"
-        print(errors.printable(f"nothing to convert: {why}"), file=sys.stderr)
-        for name, reason in _passed_over(path):
-            print(errors.printable(f"{name.name}: passed over: {reason}"), file=sys.stderr)
+    try:
+        return selection.steps_of(path)
+    except selection.NoSuchPath as error:
+        _usage(str(error))
+    except selection.NoSteps as error:
+        print(errors.printable(f"nothing to convert: {error}"), file=sys.stderr)
+        for line in _passed_over(path.absolute()):
+            print(line, file=sys.stderr)
         _exit(EXIT_NOTHING)
-    return [entry for _, entry in found], False
 
 
-def _passed_over(folder: Path) -> list[tuple[Path, str]]:
-    """What lies in a run and looks like a step, but is none that is converted, and why; by name."""
-    found = []
-    for entry in sorted(folder.iterdir()):
-        number, is_ours = layout.step_number(entry.name), layout.parse_ours(entry.name) is not None
-        looks_like_one = re.search(r"step[-_]?\d", entry.name) is not None or entry.is_symlink()
-        if is_ours or not looks_like_one or layout.published_step(entry.name) is not None or _is_step(entry):
-            continue
-        if entry.is_symlink():
-            if entry.is_dir():
-                found.append((entry, f"a symbolic link, which is not followed; its target is {entry.resolve()}"))
-        elif not entry.is_dir():
-            found.append((entry, "not a directory"))
-        elif number is None:
-            found.append((entry, "its name is not step-<number> (no leading zeros, nothing before or after)"))
-    return found
-
-
-def _is_step(path: Path) -> bool:
-    return layout.step_number(path.name) is not None and path.is_dir() and not path.is_symlink()
+def _passed_over(folder: Path) -> list[str]:
+    return [errors.printable(f"{entry.name}: {why}") for entry, why in selection.passed_over(folder)]
 
 
 def _convert_all(

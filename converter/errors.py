@@ -152,6 +152,10 @@ class AssetsMissing(ConversionError):
     retry = Retry.BACKOFF
 
 
+class AssetsNotConfigured(ConversionError):
+    """The run config names no base assets or tokenizer, or `restrict_assets` does not allow those it names."""
+
+
 class AssetsInvalid(ConversionError):
     """Base assets or tokenizer do not parse, or are another architecture's."""
 

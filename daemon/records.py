@@ -13,7 +13,7 @@ OF_ASSETS = frozenset({"AssetsInvalid", "ArchitectureMismatch", "VocabularyMisma
 """Refusals that a repetition repeats, unless somebody mends the assets folder meanwhile."""
 CONFIG_ERRORS = frozenset({"RunConfigMissing", "RunConfigUnreadable"})
 OF_THE_RUN = CONFIG_ERRORS | OF_ASSETS | {
-    "AssetsMissing", "MachineFailure", "PlanMismatch", "TiedWeightsDiffer", "UnknownTensor", "ForwardMismatch", "CastOverflow",
+    "AssetsMissing", "AssetsNotConfigured", "MachineFailure", "PlanMismatch", "TiedWeightsDiffer", "UnknownTensor", "ForwardMismatch", "CastOverflow",
 }  # fmt: skip
 """Failures that another run config, or a file system that answers again, may mend."""
 

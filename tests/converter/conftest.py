@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.build.cases import Case
-from tests.converter.running import Convert, Refused
+from converter import cli, interrupts
+from converter.convert import convert_step
+from tests.build.cases import BY_NAME, Case
+from tests.converter.running import Convert, InProcessProver, Refused
+
+TWO_STEPS = BY_NAME["two_steps"]
 
 
 @pytest.fixture
@@ -37,3 +43,33 @@ def base_assets(checkpoints: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return copy
+
+
+@pytest.fixture
+def _in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(cli, "convert_step", functools.partial(convert_step, prover=InProcessProver))
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(copy_run: Callable[..., Path]) -> Path:
+    """A private run with steps 2 and 4."""
+    return TWO_STEPS.checkpoint(copy_run(TWO_STEPS))
+
+
+@pytest.fixture
+def dcp2hf(_in_process: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return left.value.code, said.out, said.err
+
+    return call

@@ -100,12 +100,12 @@ def test_restricted_assets_are_followed_below_the_allowed_folders_only(step: Pat
     inside = make(allowed / "hf")
     restricted = Search(restrict=(allowed,))
     assert assets.read(step, run(inside), restricted).base_path == inside
-    with pytest.raises(errors.AssetsMissing, match="outside' are outside what restrict_assets allows") as refused:
+    with pytest.raises(errors.AssetsNotConfigured, match="outside' are outside what restrict_assets allows") as refused:
         assets.read(step, run(outside), restricted)
     assert refused.value.hint == "add its folder to --restrict-assets, or name it with --hf-assets"
     (allowed / "link").symlink_to(outside)
     for recorded in (allowed / "link", allowed / "hf" / ".." / ".." / "outside"):
-        with pytest.raises(errors.AssetsMissing, match="outside what restrict_assets allows"):
+        with pytest.raises(errors.AssetsNotConfigured, match="outside what restrict_assets allows"):
             assets.read(step, run(recorded), restricted)
     assert assets.read(step, run(outside), Search(restrict=(allowed,), hf_assets=outside, tokenizer=outside))
     (inside / "tokenizer.json").unlink()

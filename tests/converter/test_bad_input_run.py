@@ -109,7 +109,7 @@ def test_assets_that_are_gone_are_named_with_the_places_tried(copy_step: CopySte
 def test_assets_that_the_run_config_does_not_name_are_asked_for(copy_step: CopyStep, refused: Refused) -> None:
     step = copy_step(OLD)
     record(step, None)
-    assert "--hf-assets" in refused(step, errors.AssetsMissing).hint
+    assert "--hf-assets" in refused(step, errors.AssetsNotConfigured).hint
 
 
 def test_relative_assets_are_found_below_the_run_folder_and_its_parents(

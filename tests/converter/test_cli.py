@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from converter import cli, interrupts
-from converter.convert import convert_step
 from tests.build.cases import BY_NAME
 from tests.converter.editing import edit_metadata, make_newer
-from tests.converter.running import InProcessProver, tree
+from tests.converter.running import tree
 
 TWO = BY_NAME["two_steps"]
 PLAIN = BY_NAME["one_rank"]
-
-
-@pytest.fixture(autouse=True)
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(cli, "convert_step", functools.partial(convert_step, prover=InProcessProver))
-    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def run(copy_run: Callable[..., Path]) -> Path:
-    """A private run with steps 2 and 4."""
-    return TWO.checkpoint(copy_run(TWO))
-
-
-@pytest.fixture
-def dcp2hf(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return left.value.code, said.out, said.err
-
-    return call
 
 
 Command = Callable[..., tuple[int, str, str]]
@@ -76,74 +42,6 @@ def test_a_run_root_is_done_in_step_order_and_one_failure_stops_no_other(run: Pa
     assert failed["error"] == "StepSuspect"
     assert {"message", "hint", "path", "timestamp", "level"} <= failed.keys()
     assert sorted(path.name for path in run.glob("step-*-hf")) == ["step-10-hf", "step-4-hf"]
-
-
-@pytest.mark.parametrize("dry", [True, False], ids=["dry", "real"])
-def test_what_lies_in_a_run_and_is_passed_over_is_one_line_each(dry: bool, run: Path, dcp2hf: Command) -> None:
-    (run / "step-8").symlink_to("step-4")
-    (run / "latest").symlink_to("step-4")
-    shutil.copytree(run / "step-4", run / "step-0010")
-    (run / "step-9").write_text("no folder")
-    (run / "step-2-hf").mkdir()
-    shutil.rmtree(run / "step-2")
-    code, out, err = dcp2hf("convert", run, *(["--dry-run"] if dry else ["--if-exists", "skip"]))
-
-    lines = [line for line in (out if dry else err).splitlines() if "passed over" in line]
-    assert code == 0
-    assert len(lines) == 4
-    for name, why in (
-        ("latest", "symbolic link"),
-        ("step-0010", "its name is not step-<number>"),
-        ("step-8", "symbolic link"),
-        ("step-9", "not a directory"),
-    ):
-        assert sum(name in line and why in line for line in lines) == 1
-
-
-def test_a_run_of_links_says_why_nothing_in_it_is_converted(run: Path, tmp_path: Path, dcp2hf: Command) -> None:
-    (tmp_path / "links").mkdir()
-    (tmp_path / "links" / "step-4").symlink_to(run / "step-4")
-    code, _, err = dcp2hf("convert", tmp_path / "links")
-
-    assert code == 3
-    assert "step-4: passed over: a symbolic link" in err
-    assert str(run / "step-4") in err, "what helps is named"
-
-
-def test_path_is_an_argument_or_dcp_path_and_not_two_paths(run: Path, dcp2hf: Command) -> None:
-    for arguments in ((run,), ("--dcp-path", run), (run, "--dcp-path", run)):
-        code, out, _ = dcp2hf("convert", "--dry-run", *arguments)
-        assert (code, len(out.splitlines())) == (0, 2)
-    code, out, err = dcp2hf("convert", "--dry-run", run, "--dcp-path", run / "step-4")
-    assert (code, out) == (2, "")
-    assert str(run / "step-4") in err
-    code, _, err = dcp2hf("convert", "--dry-run")
-    assert (code, "PATH" in err) == (2, True)
-
-
-@pytest.mark.parametrize("command", [(), ("convert",), ("verify",), ("inspect",)])
-def test_h_is_help(command: tuple[str, ...], dcp2hf: Command) -> None:
-    assert dcp2hf(*command, "-h") == dcp2hf(*command, "--help")
-    assert dcp2hf(*command, "-h")[0] == 0
-
-
-def test_verify_of_a_path_that_is_not_there_exits_with_2(tmp_path: Path, dcp2hf: Command) -> None:
-    for name in ("nope", "step-2", "step-2-hf"):
-        code, out, err = dcp2hf("verify", tmp_path / name)
-        assert (code, out) == (2, "")
-        assert f"{tmp_path / name} does not exist" in err
-
-
-def test_inspect_says_in_words_why_a_tied_model_is_exported_with_fewer_parameters(
-    copy_step: Callable[..., Path], dcp2hf: Command
-) -> None:
-    step = copy_step(BY_NAME["dense_tied-0.3-fsdp-float32"])
-    stored = json.loads(dcp2hf("inspect", "--json", step)[1])["model_elements"]
-    code, out, _ = dcp2hf("convert", step, "--events")
-    exported = json.loads(out.splitlines()[-1])["parameters"]
-
-    assert (code, exported < stored) == (0, True)
-    assert f"`convert` counts {stored - exported:,} less" in dcp2hf("inspect", step)[1]
 
 
 def test_an_incomplete_step_is_skipped_in_a_run_root_and_a_failure_when_named(run: Path, dcp2hf: Command) -> None:

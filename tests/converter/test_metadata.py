@@ -118,10 +118,22 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "an offset that is no number": lambda m: object.__setattr__(
         next(i for i in m.storage_data if i.fqn == "norm.weight"), "offset", ([0],)
     ),
-    "stream transforms": lambda m: setattr(
-        m.storage_data[next(i for i in m.storage_data if i.fqn == "norm.weight")], "transform_descriptors", ["zstd/1"]
-    ),
 }  # fmt: skip
+
+
+def test_stream_transforms_are_unsupported_and_not_called_damaged(copy_step: CopyStep) -> None:
+    step = copy_step(PLAIN)
+    index = "norm.weight"
+    edit_metadata(
+        step,
+        lambda m: setattr(
+            m.storage_data[next(i for i in m.storage_data if i.fqn == index)], "transform_descriptors", ["zstd/1"]
+        ),
+    )
+    with pytest.raises(errors.UnsupportedFormat, match="zstd/1"):
+        checkpoint.from_pickle((step / ".metadata").read_bytes(), list_step(step))
+    answer = storage.probe_apart(step)
+    assert (answer["state"], answer["error"]) == ("unsupported", "UnsupportedFormat")
 
 
 @pytest.mark.parametrize("name", CHANGES)

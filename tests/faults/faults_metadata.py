@@ -251,7 +251,7 @@ FAULTS: list[Fault] = [
         [(FSDP, {"fqn": Q0, "to": "layers.0.attention.wx.weight"}), (SQUARE, {"fqn": EMBEDDING, "to": "tok_embeddingr.weight"}), (MOE, {"fqn": f"layers.1.{W2}", "to": f"layers.0.{W3}"})],
     ),
     *faults(
-        "a stream transform", "storage_metadata", DAMAGED, transform,
+        "a stream transform", "storage_metadata", errors.UnsupportedFormat, transform,
         [(FSDP, {"fqn": Q0, "chunk": 1}), (SQUARE, {"fqn": "norm.weight", "chunk": 0}), (MOE, {"fqn": f"layers.1.{W2}", "chunk": 3})],
     ),
     *faults(

@@ -90,6 +90,7 @@ def attempt(scene: Scene, what: str, right: Path, reader: Reader, *, forward: bo
     if refused is not None:
         assert str(refused).isprintable()
         blamed = refused.retry in (errors.Retry.BACKOFF, errors.Retry.SPACE)
+        blamed &= not isinstance(refused, errors.AssetsMissing)  # a mutated run config may name any folder
         assert not blamed, f"the machine is blamed for what the checkpoint is: {refused!r}"
         outcome = type(refused).__name__
     else:

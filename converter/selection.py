@@ -1,0 +1,64 @@
+"""Owns which steps a PATH means, and what lies beside them and is passed over. Standard library only."""
+
+import re
+from pathlib import Path
+
+from converter import layout
+from converter.files import exists
+
+
+class NoSuchPath(ValueError):
+    """Nothing is there, or nothing that could hold steps."""
+
+
+class NoSteps(ValueError):
+    """A folder without a step."""
+
+
+def steps_of(path: Path) -> tuple[list[Path], bool]:
+    """The steps meant by a path in step order, and whether one was named. Raises NoSuchPath, NoSteps, OSError."""
+    path = path.absolute()
+    if path.is_symlink() and layout.step_number(path.name) is None:
+        path = path.resolve()
+    if not exists(path):
+        raise NoSuchPath(f"{path} does not exist")
+    if path.name.endswith(".distcp") and path.is_file():
+        path = path.parent
+    if layout.step_number(path.name) is not None and path.is_dir():
+        return [path], True
+    if not path.is_dir():
+        raise NoSuchPath(f"{path} is neither a step directory, nor a run root, nor a *.distcp file")
+    found = sorted((layout.step_number(entry.name) or 0, entry) for entry in path.iterdir() if _is_step(entry))
+    if not found:
+        why = f"{path} holds no step-<number> directory"
+        if layout.published_step(path.name) is not None:
+            why = f"{path} is a published directory; `dcp2hf verify {path}` checks it"
+        elif below := next((str(step.parent) for step in sorted(path.glob("*/step-*")) if _is_step(step)), ""):
+            why += f"; is {below} meant?"
+        raise NoSteps(why)
+    return [entry for _, entry in found], False
+
+
+def passed_over(folder: Path) -> list[tuple[Path, str]]:
+    """What lies in a run and looks like a step, but is none that is converted, and why; by name."""
+    found = []
+    for entry in sorted(folder.iterdir()):
+        looks_like_one = re.search(r"step[-_]?\d", entry.name) is not None or entry.is_symlink()
+        is_other = layout.parse_ours(entry.name) is not None or layout.published_step(entry.name) is not None
+        if not looks_like_one or is_other or _is_step(entry):
+            continue
+        if entry.is_symlink():
+            if entry.is_dir():
+                found.append(
+                    (entry, f"passed over: a symbolic link, which is not followed; its target is {entry.resolve()}")
+                )
+        elif not entry.is_dir():
+            found.append((entry, "passed over: not a directory"))
+        elif layout.step_number(entry.name) is None:
+            why = "its name is not step-<number> (no leading zeros, nothing before or after)"
+            found.append((entry, f"passed over: {why}"))
+    return found
+
+
+def _is_step(path: Path) -> bool:
+    return layout.step_number(path.name) is not None and path.is_dir() and not path.is_symlink()
