@@ -1,4 +1,4 @@
-"""The house holds: who imports what, said of a fresh process; and each module says what it owns, in one room's length."""
+"""The house holds: who imports what, said of a fresh process; and each module says what it owns."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import converter
 _PACKAGE = Path(converter.__file__).parent
 _TESTS = Path(__file__).parent
 MODULES = sorted(_PACKAGE.glob("*.py"))
-LONGEST = 350
-"""Lines of a module: past it, it is more than one room (there is no limit that a subject is cut in two to meet)."""
 HEAVY = {"torch", "torchtitan", "transformers", "safetensors", "tokenizers", "huggingface_hub", "pandas", "scipy"}
 
 
@@ -46,14 +44,13 @@ def test_the_proving_side_is_told_what_to_do_without_torch() -> None:
 @pytest.mark.parametrize(
     "path", [*MODULES, *sorted(_TESTS.glob("*.py"))], ids=lambda path: f"{path.parent.name}/{path.name}"
 )
-def test_each_module_says_what_it_owns_and_is_one_rooms_length(path: Path) -> None:
+def test_each_module_says_what_it_owns(path: Path) -> None:
     text = path.read_text()
     docstring = ast.get_docstring(ast.parse(text))
     assert docstring
     assert len(docstring.splitlines()[0]) > 20
     if path.parent == _PACKAGE and path.name not in ("__init__.py", "__main__.py"):
         assert docstring.startswith(("Owns ", "The "))
-    assert len(text.splitlines()) <= LONGEST
 
 
 def test_no_test_of_the_converter_names_a_place_of_one_machine() -> None:
