@@ -314,21 +314,32 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if arguments and arguments[0].startswith("-") and any(a.partition("=")[0] == "--dcp-path" for a in arguments):
         arguments = ["convert", *arguments]
     interrupts.install()
-    command = typer.main.get_command(app)
     try:
-        code = command(arguments, prog_name="dcp2hf", standalone_mode=False)
+        code = _run(arguments)
+        interrupts.ignore()  # nothing is left to interrupt: the exit code stays what it is
     except KeyboardInterrupt:
+        interrupts.ignore()
+        code = EXIT_INTERRUPTED
+    if code == EXIT_INTERRUPTED:  # typer too makes this of a KeyboardInterrupt, without a word
         print("dcp2hf: interrupted; nothing half done was left", file=sys.stderr)
-        _exit(EXIT_INTERRUPTED)
+    _exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Exit code of a command line. Raises KeyboardInterrupt."""
+    try:
+        code = typer.main.get_command(app)(arguments, prog_name="dcp2hf", standalone_mode=False)
+    except SystemExit as left:
+        return int(left.code or 0)
     except OSError as failed:  # before a step was looked at: the path itself, or the folder that it names
         said = errors.from_oserror(failed)
         print(f"dcp2hf: {said} ({said.hint})", file=sys.stderr)
-        _exit(EXIT_FAILED)
+        return EXIT_FAILED
     except Exception as error:
         if show_usage := getattr(error, "show", None):
             show_usage()
-            _exit(EXIT_USAGE)
+            return EXIT_USAGE
         if type(error).__name__ == "Abort":
-            _exit(EXIT_INTERRUPTED)
+            raise KeyboardInterrupt from None
         raise
-    _exit(code if isinstance(code, int) else EXIT_OK)
+    return code if isinstance(code, int) else EXIT_OK

@@ -25,6 +25,13 @@ def install() -> None:
             signal.signal(number, _interrupt)
 
 
+def ignore() -> None:
+    """Ignores SIGNALS from now on: as Python ends it gives others their default back, and one would change the exit code."""
+    for number in SIGNALS:
+        if signal.getsignal(number) == _interrupt:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def held() -> Iterator[None]:
     """A signal that comes within the block raises KeyboardInterrupt at its end. Blocks may be nested."""

@@ -52,7 +52,9 @@ class Scene:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            process.communicate()
+            process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
 
     def check(self, *, is_there: bool) -> None:
         """What is published is a whole export of ours, or nothing is; some is if `is_there`."""
@@ -178,3 +180,19 @@ def test_a_second_signal_during_the_clean_up_leaves_nothing(second: signal.Signa
         assert (code, "Traceback" in said) == (130, False), said
     assert not scene.published.exists()
     assert not scene.place.ours()
+
+
+def test_a_signal_after_the_work_changes_no_exit_code(scene: Scene) -> None:
+    lock_is_removed = Plan((Kind.UNLINK,), 1, mode=Mode.STOP_AFTER)
+    with scene.converter(lock_is_removed) as one:
+        wait_stopped(one)
+        one.send_signal(signal.SIGTERM)
+        one.send_signal(signal.SIGCONT)
+        while one.poll() is None:  # also as the interpreter ends
+            one.send_signal(signal.SIGTERM)
+            time.sleep(0.001)
+        _, said = one.communicate()
+        assert one.returncode == 130, said
+        assert b"interrupted" in said
+        assert b"Traceback" not in said
+    scene.check(is_there=True)
