@@ -158,6 +158,31 @@ def test_a_settled_step_is_entered_again_when_its_metadata_was_replaced(step: Pa
     assert probe.count == 2
 
 
+def test_a_metadata_that_was_put_in_place_with_every_time_and_size_kept_is_noticed(step: Path) -> None:
+    """As a mirror does it: rsync -a renames the new file over the old one and sets the directory's time back."""
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    assert track.is_as_it_was()
+    folder = os.stat(step)
+    shutil.copy2(step / ".metadata", step / ".metadata.new")
+    os.rename(step / ".metadata.new", step / ".metadata")
+    os.utime(step, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+
+    assert not track.is_as_it_was()
+
+
+def test_an_answer_about_other_files_than_were_listed_is_not_believed(step: Path) -> None:
+    track, probe = StepTrack(str(step)), Probe()
+
+    def while_it_is_written(path: str, metadata_size: int) -> Answer:
+        later_than_metadata(step, -3)
+        return probe(path, metadata_size)
+
+    track.look(while_it_is_written, 0.0)
+    assert track.answer == Answer(state="settling", reason="being written")
+    assert track.is_open
+
+
 def test_an_answer_of_an_earlier_life_is_believed_for_the_same_listing_only(step: Path) -> None:
     first, probe = StepTrack(str(step)), Probe()
     first.look(probe, 0.0)
