@@ -38,6 +38,11 @@ _TRANSFERS = (
 )
 """Temporary names under which tools write a file before they rename it; the group is the file's own name."""
 _TRANSFER = re.compile("|".join(f"(?:{pattern})" for pattern in _TRANSFERS))
+_OF_CHECKPOINT = re.compile(
+    r"\.metadata(\..*)?|.*\.distcp|.*\.safetensors(\.index\.json)?|sharded|metadata\.pkl|model_\d+\.pt|"
+    + _TRANSFER.pattern
+)
+"""Names that may hold a checkpoint, or what a tool is about to put under one."""
 _TRANSFER_FOLDERS = frozenset({".~tmp~", ".rsync-partial", ".rsync-tmp"})
 """Folders in which rsync keeps files until all are there (`--delay-updates`), or by convention what it has of one."""
 
@@ -78,13 +83,23 @@ class Listing:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of names, sizes and mtimes: the same as long as nobody writes into the directory."""
-        said = json.dumps([[f.name, f.size, f.mtime_ns] for f in self.files] + [list(self.links)])
+        """Hash of names, sizes and mtimes of what may hold a checkpoint: the same as long as nobody saves or copies into it.
+
+        A person's file beside it (an evaluation, a marker) is no part of it.
+        """
+        said = json.dumps(
+            [[f.name, f.size, f.mtime_ns] for f in self.files if is_of_checkpoint(f)] + [list(self.links)]
+        )
         return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     def get(self, name: str) -> FileFacts | None:
         """The entry called `name`, if it is there."""
         return next((f for f in self.files if f.name == name), None)
+
+
+def is_of_checkpoint(file: FileFacts) -> bool:
+    """Whether an entry is one of DCP, of HF form or of torch_checkpointing, or a temporary file of a copy."""
+    return _OF_CHECKPOINT.fullmatch(file.name) is not None or file.name in _TRANSFER_FOLDERS
 
 
 def list_step(path: Path) -> Listing:

@@ -5,6 +5,7 @@ tokens of `tokenizer_config.json`; a class of transformers may have a pre-tokeni
 (5.x: Qwen2Tokenizer ignores the file's pre-tokenizer, transformers #45920).
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ class Trained:
     """Of each text, without special tokens put around it."""
     around: list[int]
     """Ids of a text as TorchTitan encodes it by default, with what is put around it."""
+    splitting: dict[str, Any]
+    """Its normalizer and pre-tokenizer."""
 
 
 _A_TEXT = "a"
@@ -94,7 +97,21 @@ def as_trained(directory: Path) -> Trained:
         texts,
         [encoding.ids for encoding in encoded],
         loaded.encode(_A_TEXT),
+        _splitting(tokenizer),
     )
+
+
+def _splitting(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What decides how a text is split before the vocabulary is asked, by kind; no text can show all of it."""
+    parts = {"normalizer": tokenizer.normalizer, "pre-tokenizer": tokenizer.pre_tokenizer}
+    return {
+        kind: part and json.loads(part.__getstate__(), object_hook=_without_offsets) for kind, part in parts.items()
+    }
+
+
+def _without_offsets(said: dict[str, Any]) -> dict[str, Any]:
+    """`trim_offsets` says where a token begins in its text, not which it is."""
+    return {key: value for key, value in said.items() if key != "trim_offsets"}
 
 
 def _texts(tokenizer: Tokenizer) -> list[tuple[str, str]]:
@@ -112,10 +129,14 @@ def _texts(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 
 def kinds_that_differ(trained: Trained, reader: Any) -> list[str]:
-    """The kinds of texts to which `reader`, a tokenizer of transformers, gives other ids."""
+    """The kinds of texts to which `reader`, a tokenizer of transformers, gives other ids; and what splits texts otherwise."""
     read = reader([text for _, text in trained.texts], add_special_tokens=False)["input_ids"]
     differs = (kind for (kind, _), ours, theirs in zip(trained.texts, trained.ids, read, strict=True) if ours != theirs)
-    return list(dict.fromkeys(differs))
+    kinds = list(dict.fromkeys(differs))
+    if (backend := getattr(reader, "backend_tokenizer", None)) is not None:
+        read_as = _splitting(backend)
+        kinds += [f"another {kind}" for kind, said in trained.splitting.items() if said != read_as[kind]]
+    return kinds
 
 
 def check_ids(trained: Trained, reader: Any, directory: Path, where: Path) -> None:

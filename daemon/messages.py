@@ -43,7 +43,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
     largest_item: int = 0
     format: str = "dcp"
     oldest: int = 0
-    """mtime (ns) of the oldest file that holds items; 0 once it was compared with `after`."""
+    """mtime (ns) of the oldest file that holds items, when this save was complete last; 0: not known, or never."""
     latest: int = 0
     """mtime (ns) of the newest file of this save."""
     after: int = 0

@@ -9,7 +9,7 @@ import msgspec
 from converter.errors import Retry
 from daemon.messages import Answer
 
-OF_ASSETS = frozenset({"AssetsInvalid", "ArchitectureMismatch", "VocabularyMismatch"})
+OF_ASSETS = frozenset({"AssetsInvalid", "ArchitectureMismatch", "TokenizerMismatch", "VocabularyMismatch"})
 """Refusals that a repetition repeats, unless somebody mends the assets folder meanwhile."""
 CONFIG_ERRORS = frozenset({"RunConfigMissing", "RunConfigUnreadable"})
 OF_THE_RUN = CONFIG_ERRORS | OF_ASSETS | {

@@ -183,6 +183,7 @@ class Service:
         now, self._pulse.ticked_at = self._clock(), time.monotonic()
         self._ledger.go_back()
         if not self._once and self._ledger.changed():
+            self._root_states.clear()  # another daemon that ended may have said how a root stands
             for path in self._ledger.take_requests(self._settings.roots):
                 self._log.info("retry_asked", path=path)
                 self._watchers.look_again(path)

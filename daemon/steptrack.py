@@ -26,6 +26,11 @@ _MIXED = (
     "files are as old as the save that was here before: a mirror of another save over it that goes on, or was cut off"
 )
 
+_OLDER = (
+    "files are older than those that this save had when it was complete: files of another save were put over it; "
+    "if its own come back, it is complete again"
+)
+
 Probe = Callable[[str, int], Answer]
 """Looks into the step at a path whose `.metadata` has that many bytes; raises ProbeError."""
 
@@ -68,8 +73,10 @@ class StepTrack:
         """What looking into it gave; holds for its fingerprint."""
         self._believed = self._raw is not None
         """It needs no settling: an earlier life waited for that."""
-        self._before: tuple[str | None, int] | None = None
-        """Save id and `latest` of the save that was complete when the listing changed."""
+        self._before: tuple[str | None, int, int] | None = None
+        """Save id, `latest` and `oldest` of the save that was complete when the listing changed."""
+        if known is not None and known.state == "suspect" and known.oldest:
+            self._before = (known.save_id, known.latest, known.oldest)
         self._after = known.after if known is not None else 0
         """See `Answer.after`."""
         self._metadata: tuple[int, int] | None = None
@@ -152,7 +159,7 @@ class StepTrack:
     def _leave(self) -> None:
         """Remembers the save that lay here, before its answer goes."""
         if self._raw is not None and self._raw.state == "complete":
-            self._before = (self._raw.save_id, self._raw.latest)
+            self._before = (self._raw.save_id, self._raw.latest, self._raw.oldest)
 
     def _so_far(self) -> int:
         """`Answer.after` for the next save."""
@@ -161,16 +168,19 @@ class StepTrack:
     def _compare(self, answer: Answer) -> Answer:
         """The answer, held against the save that lay here before: files of that one under another save id are a mirror's middle.
 
-        A save that is older as a whole, put back from a backup, is none.
+        A save that is older as a whole, put back from a backup, is none. Under the same save id, files may become newer (the end
+        of a mirror), never older.
         """
         if answer.state == "incomplete":
             return msgspec.structs.replace(answer, oldest=0, after=self._so_far())
         if self._before is not None and answer.save_id != self._before[0]:
             self._after, self._before = self._before[1], None
-        is_mixed = answer.state in ("complete", "settling") and answer.oldest <= self._after < answer.latest
-        if is_mixed:
-            answer = msgspec.structs.replace(answer, state="suspect", reason=_MIXED)
-        return msgspec.structs.replace(answer, oldest=0, after=self._after)
+        if answer.state in ("complete", "settling"):
+            if answer.oldest <= self._after < answer.latest:
+                answer = msgspec.structs.replace(answer, state="suspect", reason=_MIXED, oldest=0)
+            elif self._before is not None and answer.oldest < self._before[2]:
+                answer = msgspec.structs.replace(answer, state="suspect", reason=_OLDER, oldest=self._before[2])
+        return msgspec.structs.replace(answer, after=self._after)
 
     def _settle(self, answer: Answer, now: float) -> Answer:
         """What may be the middle of a write or of a copy is believed once the listing stayed the same for 10 s."""

@@ -105,17 +105,17 @@ def test_files_of_a_step_in_hf_form_that_are_newer_than_its_index_are_being_writ
     assert states == ["complete", "settling", "suspect", "suspect"]
 
 
-def test_any_write_changes_the_fingerprint(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("x")
+def test_any_write_to_a_checkpoints_file_changes_the_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "a.distcp").write_text("x")
     seen = {list_step(tmp_path).fingerprint}
-    os.utime(tmp_path / "a", ns=(1, 1))
+    os.utime(tmp_path / "a.distcp", ns=(1, 1))
     seen.add(list_step(tmp_path).fingerprint)
-    (tmp_path / "a").write_text("xy")
-    os.utime(tmp_path / "a", ns=(1, 1))
+    (tmp_path / "a.distcp").write_text("xy")
+    os.utime(tmp_path / "a.distcp", ns=(1, 1))
     seen.add(list_step(tmp_path).fingerprint)
-    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "b").symlink_to("a.distcp")
     seen.add(list_step(tmp_path).fingerprint)
-    (tmp_path / "a").rename(tmp_path / "c")
+    (tmp_path / "a.distcp").rename(tmp_path / "c.distcp")
     seen.add(list_step(tmp_path).fingerprint)
     assert len(seen) == 5
     (tmp_path / ".nfs0000001").touch()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from transformers import AutoTokenizer
 
@@ -51,6 +51,22 @@ def read(folder: Path) -> list[int]:
 
 def without_class() -> dict[str, Any]:
     return {key: value for key, value in CONFIG.items() if key != "tokenizer_class"}
+
+
+def test_a_normalizer_that_no_sample_text_shows_is_refused_with_the_setting_that_cures_it(
+    copy_step: CopyStep, refused: Refused, convert: Convert, tmp_path: Path
+) -> None:
+    tokenizer = small_tokenizer.train(596)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace("http://", "https://")])
+    folder = write(tmp_path / "tokenizer", tokenizer, CONFIG)
+    step, search = copy_step(CASE), Search(tokenizer=folder)
+
+    error = refused(step, errors.TokenizerMismatch, search=search)
+
+    assert "(another normalizer)" in error.what
+    assert CURE in error.hint
+    (folder / "tokenizer_config.json").write_text(json.dumps(CONFIG | json.loads(f"{{{CURE}}}")))
+    assert convert(step, search=search).check("token_ids")["verdict"] == "passed"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from converter import storage
+from converter.listing import list_step
 from daemon.messages import Answer, answer_of
 from daemon.probe import ProbeError
 from daemon.steptrack import StepTrack
@@ -277,6 +278,42 @@ def test_shards_of_the_earlier_save_under_the_id_of_a_new_one_are_suspect_until_
     assert state_of(track) == "complete"
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_older_shards_under_an_unchanged_metadata_are_suspect_until_its_own_are_back(step: Path, restart: bool) -> None:
+    """`rsync -a --exclude=.metadata` of another save over it, cut off before `.metadata` came."""
+    shard = step / "__0_0.distcp"
+    own, older = shard.read_bytes(), shard.stat().st_mtime_ns
+    track, probe = StepTrack(str(step)), Probe()
+    track.look(probe, 0.0)
+    assert state_of(track) == "complete"
+
+    for seconds, at in ((600.0, 20.0), (660.0, 60.0)):  # one shard, and another save's after it
+        shard.write_bytes(bytes(len(own)))
+        os.utime(shard, ns=(older, older - int(seconds * 1e9)))
+        if restart:
+            track = StepTrack(str(step), track.answer)
+        track.look(probe, at)
+        track.look(probe, at + 15.0)
+        assert state_of(track) == "suspect"
+        assert track.answer is not None
+        assert "older than those that this save had" in track.answer.reason
+
+    shard.write_bytes(own)
+    os.utime(shard, ns=(older, older))
+    track.look(probe, 100.0)
+    track.look(probe, 115.0)
+    assert state_of(track) == "complete"
+
+
+def test_a_persons_file_in_a_step_is_no_news_of_it(step: Path) -> None:
+    before = list_step(step).fingerprint
+    for name in ("UPLOADED", "eval.json", "notes.md", "eval.log"):
+        (step / name).write_text("x")
+    assert list_step(step).fingerprint == before
+    (step / "__9_9.distcp").write_text("x")
+    assert list_step(step).fingerprint != before
+
+
 def test_an_older_save_that_is_put_back_from_a_backup_is_complete(step: Path) -> None:
     older = saved_again(step, seconds=-3000.0)
     track, probe = StepTrack(str(step)), Probe()
@@ -332,8 +369,11 @@ def test_a_shard_that_another_tool_replaced_shows_in_the_directorys_own_stat(ste
 
 def test_shards_that_arrive_under_the_same_metadata_are_believed_after_ten_seconds_of_rest(step: Path) -> None:
     track, probe = StepTrack(str(step)), Probe()
+    shard = step / "__0_0.distcp"
+    own = shard.stat().st_mtime_ns
+    os.utime(shard, ns=(own, own - 600_000_000_000))  # another save's, as it lay here before
     track.look(probe, 0.0)
-    mirror(step, saved_again(step, seconds=-0.001), "__0_0.distcp")
+    os.utime(shard, ns=(own, own))
     states = []
     for now in (10.0, 19.9, 20.0):
         track.look(probe, now)
