@@ -201,11 +201,25 @@ def clear(folder: Path, step: int, check: Callable[[], None]) -> None:
                     continue
                 if manifest.foreign_files(path):
                     continue
+            if parsed[2] == "staging" and _is_somebodys(path):
+                _rename(path, folder / layout.kept_name(step, layout.new_token()))
+                continue
             if parsed[2] != "discarded":
                 discarded = folder / layout.discarded_name(step, layout.new_token())
                 _rename(path, discarded)
                 path = discarded
             remove_tree(path)
+
+
+def _is_somebodys(staging: Path) -> bool:
+    """Whether a person's directory has this name: an exchange took it out, and the process was killed before it was put back.
+
+    An export that died half-way has a file of an export, whatever a hook put beside it; one that has begun has none at all.
+    """
+    if not stat.S_ISDIR(os.lstat(staging).st_mode):
+        return False
+    names = os.listdir(staging)
+    return bool(names) and not any(manifest.is_name_of_export(name) or name == layout.MANIFEST for name in names)
 
 
 def remove_tree(path: Path) -> None:

@@ -165,6 +165,19 @@ def test_a_staging_directory_has_another_name_before_its_first_file_is_removed(
     assert names(tmp_path) == []
 
 
+def test_a_persons_directory_that_a_killed_swap_left_under_a_staging_name_is_kept(tmp_path: Path) -> None:
+    staging = staging_path(tmp_path, 1, TOKEN)
+    staging.mkdir()
+    (staging / "notes.md").write_text("a person's")
+    clear(tmp_path, 1, lambda: None)
+
+    (kept,) = tmp_path.iterdir()
+    assert kept.name.endswith(".foreign")
+    assert (kept / "notes.md").read_text() == "a person's"
+    clear(tmp_path, 1, lambda: None)
+    assert list(tmp_path.iterdir()) == [kept]
+
+
 def test_what_a_dead_clearer_renamed_is_removed_by_the_next(tmp_path: Path) -> None:
     (tmp_path / layout.discarded_name(1, TOKEN)).mkdir()
     (tmp_path / layout.discarded_name(1, TOKEN) / "config.json").touch()
