@@ -1,5 +1,7 @@
 """Owns that the ledger knows what is still there: takes inventories from scanners, and what none of them named is gone."""
 
+from collections.abc import Callable
+
 from daemon.ledger import Ledger
 from daemon.messages import FromScanner, Inventory, Scanned, Started
 
@@ -7,8 +9,9 @@ from daemon.messages import FromScanner, Inventory, Scanned, Started
 class Inventories:
     """The runs that each root's present scanner named, and what came of an inventory in parts."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, max_depth: Callable[[str], int]) -> None:
+        """`max_depth` of a root: what lies deeper is not listed, which says nothing of it."""
+        self._ledger, self._max_depth = ledger, max_depth
         self._named: dict[str, set[str] | None] = {}
         """By root; None once what was not named is known to be gone."""
         self._parts: dict[tuple[str, str], tuple[set[int], set[int]]] = {}
@@ -31,7 +34,7 @@ class Inventories:
                     if named is not None:
                         named.add(run)
             case Scanned(is_whole=True) if named is not None:
-                self._ledger.nothing_left(root, but=named)
+                self._ledger.nothing_left(root, but=named, max_depth=self._max_depth(root))
                 self._named[root] = None
             case _:
                 pass

@@ -3,6 +3,7 @@
 Beside a step's state, and never instead of it: what comes back is as it was.
 """
 
+import os
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -48,11 +49,12 @@ class Listings:
             with transaction(self._db):
                 self._db.executemany("UPDATE steps SET checkpoint_gone = ?, output_gone = ? WHERE id = ?", news)
 
-    def nothing_left(self, root: str, *, but: Collection[str]) -> None:
-        """Nothing is there of the runs below a root, but for these."""
+    def nothing_left(self, root: str, *, but: Collection[str], max_depth: int) -> None:
+        """Nothing is there of the runs so far below a root, but for these."""
         runs = self._db.execute("SELECT DISTINCT run FROM steps WHERE current AND root = ?", (root,)).fetchall()
         for (run,) in runs:
-            if run not in but:
+            depth = 0 if run == root else os.path.relpath(run, root).count("/") + 1
+            if run not in but and depth <= max_depth:
                 self.take_inventory(run, (), ())
 
     def missing(self, runs: Collection[str] | None = None) -> dict[str, Missing]:

@@ -87,7 +87,7 @@ class Service:
         self._clock = clock
         self._watchers = Watchers(self._watcher, self._on_root_left)
         news = News(ledger, log, once=self._once)
-        self._inventories = Inventories(ledger)
+        self._inventories = Inventories(ledger, lambda root: self._settings_for(root).max_depth)
         self._tally, self._presence, self._pulse, self._samples = (
             Tally(),
             Presence(),

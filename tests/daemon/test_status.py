@@ -204,11 +204,13 @@ def test_steps_that_were_purged_while_no_daemon_ran_wait_no_longer_and_are_no_er
     ledger = Ledger.open(tmp_path)
     ledger.put(row(10, state=State.FAILED, error="MachineFailure", complete_at=1.0))
     ledger.put(row(20, state=State.DONE, output="/r/a/step-20-hf"))
-    ledger.nothing_left("/r", but=["/r/b"])
+    ledger.nothing_left("/r", but=["/r/b"], max_depth=0)
+    assert {group.state for group in ledger.overview().groups} == {"failed", "done"}, "it lies deeper than is listed"
+    ledger.nothing_left("/r", but=["/r/b"], max_depth=1)
 
     assert [(group.state, group.error, group.steps) for group in ledger.overview().groups] == [("vanished", None, 2)]
     assert ledger.overview().waiting == []
-    assert ledger.last_errors(10) == []
+    assert ledger.causes(10) == []
     ledger.take_inventory("/r/a", [10], [20])
     assert {group.state for group in ledger.overview().groups} == {"failed", "done"}
 
