@@ -26,7 +26,7 @@ _ALWAYS = {
 """Fields that any line may have."""
 _FIELDS: dict[str, Any] = {
     **dict.fromkeys(
-        ("pid", "attempt", "tries", "count", "nan", "inf", "remaining", "keep_latest_k", "model_bytes", "export_bytes"), _INTEGER
+        ("pid", "attempt", "tries", "count", "nan", "inf", "remaining", "exports_left", "deletes_from_save", "keep_latest_k", "model_bytes", "export_bytes"), _INTEGER
     ),
     **dict.fromkeys(("free_bytes", "bytes_done", "bytes_total", "bytes_read", "bytes_written", "parameters"), _INTEGER),
     **dict.fromkeys(("seconds", "duration_seconds"), _NUMBER),

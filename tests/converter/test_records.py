@@ -131,6 +131,11 @@ def test_a_run_config_written_at_a_later_launch_is_used_and_not_called_independe
     assert_verified(step, converted)
 
 
+def unrelated(warnings: list[str]) -> list[str]:
+    """Warnings but for those of what the base assets' generation config does."""
+    return [text for text in warnings if not text.startswith("generation_config.json")]
+
+
 @pytest.mark.parametrize("seconds", [-86400, 0, 65])
 def test_a_run_config_that_a_launcher_wrote_just_after_a_first_step_is_that_steps(
     seconds: float, copy_step: CopyStep, convert: Convert
@@ -138,7 +143,7 @@ def test_a_run_config_that_a_launcher_wrote_just_after_a_first_step_is_that_step
     step = copy_step(NEW)
     make_config_newer(step, seconds)
     converted = convert(step)
-    assert converted.warnings() == []
+    assert unrelated(converted.warnings()) == []
     make_config_newer(step, 3600)
     assert_verified(step, converted)
 
@@ -148,6 +153,6 @@ def test_a_run_config_that_a_person_named_or_that_lies_in_the_step_is_the_steps(
 ) -> None:
     step = copy_step(NEW)
     make_config_newer(step, 3600)
-    assert convert(step, run_config=step.parent / "config.json").warnings() == []
+    assert unrelated(convert(step, run_config=step.parent / "config.json").warnings()) == []
     shutil.copy2(step.parent / "config.json", step / "config.json")
-    assert convert(step).warnings() == []
+    assert unrelated(convert(step).warnings()) == []

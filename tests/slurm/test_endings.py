@@ -20,8 +20,8 @@ def test_a_job_that_slurm_took_is_no_attempt() -> None:
 @pytest.mark.parametrize(
     ("ending", "words", "retry"),
     [
-        (Ending.MEMORY, "needed more memory than the 2GB it had", Retry.BACKOFF),
-        (Ending.KILLED, "killed, maybe for its memory (2GB)", Retry.BACKOFF),
+        (Ending.MEMORY, "needed more memory than the 2 GB it had", Retry.BACKOFF),
+        (Ending.KILLED, "killed, maybe for its memory (2 GB)", Retry.BACKOFF),
         (Ending.TIME, "needed more time than the 1h it had", Retry.BACKOFF),
         (Ending.CANCELLED, "somebody cancelled the job", Retry.BACKOFF),
         (Ending.LAUNCH, "could not begin: FAILED (NonZeroExitCode)", Retry.SPACE),
