@@ -72,7 +72,9 @@ def convert(
             metavar="PATH", show_default=False, help="A step directory, a run root holding several, or a *.distcp file."
         ),
     ] = None,
-    dcp_path: Annotated[Path | None, typer.Option("--dcp-path", metavar="PATH", help="PATH, as an option.")] = None,
+    dcp_path: Annotated[
+        Path | None, typer.Option("--dcp-path", metavar="PATH", readable=False, help="PATH, as an option.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be converted to where, and why others not; write nothing.")
     ] = False,

@@ -67,13 +67,19 @@ HookTimeoutOption = Annotated[
 StatisticsOption = Annotated[
     Path | None,
     typer.Option(
-        "--statistics", metavar="DIR", help="Say the RMS of weights and updates by layer; DIR keeps samples of one run."
+        "--statistics",
+        metavar="DIR",
+        readable=False,
+        help="Say the RMS of weights and updates by layer; DIR keeps samples of one run.",
     ),
 ]
 RunConfigOption = Annotated[
     Path | None,
     typer.Option(
-        "--run-config", metavar="FILE", help="The run config (JSON, or a TOML of 0.2), instead of looking for one."
+        "--run-config",
+        metavar="FILE",
+        readable=False,
+        help="The run config (JSON, or a TOML of 0.2), instead of looking for one.",
     ),
 ]
 NamesOption = Annotated[
@@ -82,21 +88,31 @@ NamesOption = Annotated[
 ]
 LogsOption = Annotated[
     list[Path] | None,
-    typer.Option("--logs-root", metavar="DIR", help="Look for <DIR>/<run name>/job_config.json too (repeatable)."),
+    typer.Option(
+        "--logs-root", metavar="DIR", readable=False, help="Look for <DIR>/<run name>/job_config.json too (repeatable)."
+    ),
 ]
 AssetsOption = Annotated[
     Path | None,
-    typer.Option("--hf-assets", metavar="DIR", help="The base model's folder, instead of the recorded one."),
+    typer.Option(
+        "--hf-assets", metavar="DIR", readable=False, help="The base model's folder, instead of the recorded one."
+    ),
 ]
 TokenizerOption = Annotated[
     Path | None,
     typer.Option(
-        "--tokenizer", "--tokenizer-path", metavar="DIR", help="The tokenizer's folder, instead of the recorded one."
+        "--tokenizer",
+        "--tokenizer-path",
+        metavar="DIR",
+        readable=False,
+        help="The tokenizer's folder, instead of the recorded one.",
     ),
 ]
 RootsOption = Annotated[
     list[Path] | None,
-    typer.Option("--assets-root", metavar="DIR", help="Where recorded asset paths may begin (repeatable)."),
+    typer.Option(
+        "--assets-root", metavar="DIR", readable=False, help="Where recorded asset paths may begin (repeatable)."
+    ),
 ]
 MapOption = Annotated[
     list[str] | None,
@@ -107,7 +123,10 @@ MapOption = Annotated[
 RestrictOption = Annotated[
     list[Path] | None,
     typer.Option(
-        "--restrict-assets", metavar="DIR", help="Follow recorded asset paths only below these folders (repeatable)."
+        "--restrict-assets",
+        metavar="DIR",
+        readable=False,
+        help="Follow recorded asset paths only below these folders (repeatable).",
     ),
 ]
 

@@ -50,7 +50,8 @@ class News:
         if run is None or run.config is None:
             return
         keep = run.config.keep_latest_k or 0
-        if verdict.place(facts, run, settings) != "alongside":
+        is_beside = any(found.place == "alongside" and not found.empty for found in facts.published)
+        if verdict.place(facts, run, settings) != "alongside" and not is_beside:
             keep = 0
         self._ledger.note_retention(run.run, keep)
         if keep and self._ledger.say_once(run.run, "retention_hazard", f"{keep}: exports"):

@@ -63,7 +63,7 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
         "config_error": None,
         "roots": states,
         "daemons": [cast(DaemonReport, d | {"since": units.utc(d["since"])}) for d in daemons],
-        "runs": sorted(runs.values(), key=lambda run: run["path"]),
+        "runs": sorted(map(_without_risk_if_gone, runs.values()), key=lambda run: run["path"]),
     }
     return cast(dict[str, Any], made)
 
@@ -71,6 +71,12 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
 def _roots(ledger: Ledger) -> list[RootReport]:
     """Every root that is known, and whether it is watched."""
     return [root(known) for known in ledger.root_states()]
+
+
+def _without_risk_if_gone(run: RunReport) -> RunReport:
+    """TorchTitan deletes nothing more of a run that is gone."""
+    is_gone = all(step["state"] == State.VANISHED for step in run["steps"])
+    return {**run, "retention": None} if is_gone else run
 
 
 def root(known: RootState) -> RootReport:
@@ -230,10 +236,11 @@ def notices(found: dict[str, Any]) -> list[str]:
 def _state(root: dict[str, Any]) -> str:
     words = {
         "left": "no longer in the configuration",
-        "unwatched": "no daemon watches it now",
         "starting": "not scanned yet",
     }
     words |= {"empty": "watched; no run in it"}
+    if root["state"] == "unwatched":  # since when, a daemon that was killed did not note
+        return f"not watched: no daemon runs for it{': ' if root['message'] else ''}{root['message']}"
     said = f"{words.get(root['state'], root['state'])} since {root['since']}"
     return f"{said}: {root['message']}" if root["message"] else said
 

@@ -179,7 +179,8 @@ def hazard(keep_latest_k: int) -> str:
 def cure(keep_latest_k: int) -> str:
     """What to set against `hazard`, in a sentence."""
     return (
-        'set output = "subdirectory": no export is deleted, every checkpoint is kept as without exports; '
+        'set output = "subdirectory", and move step-N-hf that lie beside the steps into hf/: no export is deleted, and '
+        "every checkpoint is kept as without exports; "
         f"or keep_latest_k = {2 * keep_latest_k} in the run: it keeps {keep_latest_k - 1} checkpoints during a save, and "
         f"{exports_left(2 * keep_latest_k)} exports"
     )

@@ -237,7 +237,7 @@ def test_status_names_each_root_with_its_state_since_when_and_why(state: Path) -
     db.execute("UPDATE roots SET owner = '1 0 gone'")
     db.commit()
     db.close()
-    assert f"root: /r: no daemon watches it now {since}" in dcp2hfd("status", state=state).stdout
+    assert "root: /r: not watched: no daemon runs for it" in dcp2hfd("status", state=state).stdout
 
 
 def test_status_warns_of_runs_whose_exports_torchtitan_will_delete(state: Path) -> None:
@@ -248,7 +248,7 @@ def test_status_warns_of_runs_whose_exports_torchtitan_will_delete(state: Path) 
 
     assert "keep_latest_k = 4 leaves 1 of 3 complete checkpoints during a save" in said
     assert "from save 4 on each save deletes old exports, and leaves 2" in said
-    assert 'set output = "subdirectory"' in said
+    assert 'set output = "subdirectory", and move' in said
     (run,) = json.loads(dcp2hfd("status", "--json", state=state).stdout)["runs"]
     facts = {name: run["retention"][name] for name in ("keep_latest_k", "complete", "exports", "deletes_from_save")}
     assert facts == {"keep_latest_k": 4, "complete": 1, "exports": 2, "deletes_from_save": 4}
