@@ -140,6 +140,9 @@ def convert(
     if_exists: Annotated[
         Literal["overwrite", "skip"], typer.Option(help="skip: leave what is up to date, or not ours.")
     ] = "overwrite",
+    ours_only: Annotated[
+        bool, typer.Option("--ours-only", help="Replace only an export that has our manifest; --force replaces all.")
+    ] = False,
     io_bandwidth_limit: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Read and write at most so many bytes a second (200MB).")
     ] = None,
@@ -167,7 +170,7 @@ def convert(
         output=output and output.absolute(), dtype=dtype, run_config=run_config, run_config_names=tuple(run_config_name or ()), logs_roots=tuple(logs_root or ()),
         search=search_of(hf_assets, tokenizer, assets_root, path_map, restrict_assets),
         architecture=architecture, untie=untie, ignore_tensors=tuple(ignore_tensors or ()), allow_routing_drift=allow_routing_drift, accept_copy=accept_copy, force=force,
-        max_shard_size=parse_size(max_shard_size, "--max-shard-size"), threads=threads, forward_check=forward_check, if_exists=if_exists,
+        max_shard_size=parse_size(max_shard_size, "--max-shard-size"), threads=threads, forward_check=forward_check, if_exists=if_exists, ours_only=ours_only,
         metadata_limits=Limits(parse_size(metadata_memory_limit, "--metadata-memory-limit"), metadata_deadline),
         io_bandwidth_limit=parse_size(io_bandwidth_limit, "--io-bandwidth-limit") if io_bandwidth_limit else 0,
         hooks=Hooks(parse_command(before_publish, "--before-publish"), parse_command(sign, "--sign"), hook_timeout),

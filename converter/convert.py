@@ -84,7 +84,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         report("waiting_for_lock", {"path": str(folder / layout.lock_name(number)), **who})
 
     def may_replace(directory: Path) -> Existing | None:
-        ours_only = options.if_exists == "skip"
+        ours_only = options.ours_only or options.if_exists == "skip"
         return publish.check_replaceable(directory, force=options.force, ours_only=ours_only, named=published)
 
     if skipped():

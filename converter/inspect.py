@@ -29,7 +29,9 @@ def preview(step: Path, options: Options) -> tuple[bool, str]:
         )
         if current and options.if_exists == "skip":
             return False, f"{published} is up to date"
-        found = publish.check_replaceable(published, force=options.force, ours_only=options.if_exists == "skip")
+        found = publish.check_replaceable(
+            published, force=options.force, ours_only=options.ours_only or options.if_exists == "skip"
+        )
     except OSError as error:
         raise errors.from_oserror(error) from error
     text = f"{published} ({source.dtype})"

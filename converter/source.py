@@ -61,6 +61,8 @@ class Options:
     """0: as many as there are cores to run on, at most 4."""
     forward_check: str = "full"
     if_exists: str = "overwrite"
+    ours_only: bool = False
+    """Exports without our manifest are somebody's, too."""
     metadata_limits: Limits = field(default_factory=Limits)
     io_bandwidth_limit: int = 0
     """Bytes a second that are read and written, by both processes together; 0: no limit."""

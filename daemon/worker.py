@@ -43,6 +43,7 @@ def command(request: Request, settings: Settings) -> list[str]:
         "--dcp-path", request.path,
         "--output", request.folder,
         "--if-exists", "overwrite" if request.overwrite else "skip",
+        "--ours-only",
         "--dtype", settings.dtype,
         "--max-shard-size", str(settings.max_shard_size),
         "--forward-check", settings.forward_check,

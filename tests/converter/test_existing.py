@@ -93,6 +93,18 @@ def test_with_skip_another_scripts_export_that_appears_during_the_export_is_kept
     assert ours(step.parent) == []
 
 
+def test_with_ours_only_an_export_without_our_manifest_is_kept_also_where_ours_would_be_overwritten(
+    step: Path, refused: Refused, convert: Convert
+) -> None:
+    published = convert(step).published
+    convert(step, ours_only=True)
+    (published / layout.MANIFEST).unlink()
+    before = tree(published, times=True)
+
+    assert "an export without our manifest" in refused(step, errors.OutputForeign, ours_only=True).what
+    assert tree(published, times=True) == before
+
+
 @pytest.mark.parametrize("name", ["model-ema-best.safetensors", "chat_template.jinja", "vocab.txt"])
 def test_in_our_directory_what_the_manifest_does_not_list_is_somebodys_whatever_its_name(
     name: str, step: Path, convert: Convert, refused: Refused

@@ -322,3 +322,4 @@ def test_what_is_published_of_other_files_is_overwritten() -> None:
     for overwrite, how in ((False, "skip"), (True, "overwrite")):
         command = worker.command(worker.Request("/r/a/step-10", "/r/a", overwrite=overwrite), S)
         assert command[command.index("--if-exists") + 1] == how
+        assert "--ours-only" in command, "whatever is asked again, an export without our manifest stays"

@@ -25,6 +25,7 @@ complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l max-shard-size -x
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l threads -x  -d 'That move bytes; 0: as many as cores, at most 4.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l forward-check -x -a 'full off' -d 'Compare TorchTitan\'s logits with HF\'s before publishing.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l if-exists -x -a 'overwrite skip' -d 'skip: leave what is up to date, or not ours.'
+complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l ours-only -d 'Replace only an export that has our manifest; --force replaces all.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l io-bandwidth-limit -x  -d 'Read and write at most so many bytes a second (200MB).'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l metadata-memory-limit -x  -d 'Memory for reading .metadata, beside 24 times its size.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l metadata-deadline -x  -d 'Time for reading it, beside 1 s for each 2 MB.'
