@@ -56,7 +56,7 @@ def test_every_key_becomes_a_flag_of_convert() -> None:
 
     assert argv[:5] == [sys.executable, "-P", "-m", "converter", "convert"]
     assert " ".join(argv[5:]) == (
-        "--dcp-path /r/a/step-1 --output /r/a/hf --if-exists skip --dtype float16 --max-shard-size 5 --forward-check off "
+        "--dcp-path /r/a/step-1 --output /r/a/hf --if-exists skip --ours-only --dtype float16 --max-shard-size 5 --forward-check off "
         "--architecture run --metadata-memory-limit 7000000 --metadata-deadline 9.0 --threads 3 "
         '--before-publish ["card", "a b"] --hook-timeout 7.0 '
         "--force --untie --allow-routing-drift --accept-copy --ignore-tensors rng_state --ignore-tensors ema.* "
@@ -68,7 +68,7 @@ def test_every_key_becomes_a_flag_of_convert() -> None:
 
 def test_defaults_ask_for_nothing_special() -> None:
     assert " ".join(worker.command(Request("/r/a/step-1", "/r/a"), S)[5:]) == (
-        "--dcp-path /r/a/step-1 --output /r/a --if-exists skip --dtype auto --max-shard-size 50000000000 --forward-check full "
+        "--dcp-path /r/a/step-1 --output /r/a --if-exists skip --ours-only --dtype auto --max-shard-size 50000000000 --forward-check full "
         "--architecture base --metadata-memory-limit 536870912 --metadata-deadline 30.0 --events"
     )
 
