@@ -77,14 +77,15 @@ class Conversions:
         """What runs, as it was when it began, and how far it is."""
         return [(started.row, started.progress) for started, _ in self._running.values()]
 
-    def due(self) -> list[Job]:
-        """What could be started, now or later."""
-        return [job for job in map(self._job, self._tracker.waiting.values()) if job is not None]
+    def due(self, now: float | None = None) -> list[Job]:
+        """What could be started, at `now` (the clock's, if None) or later."""
+        at = self._clock() if now is None else now
+        return [job for tracked in self._tracker.waiting.values() if (job := self._job(tracked, at)) is not None]
 
     def start_due(self, settings: Settings, now: float) -> None:
         """Starts what is due."""
         newest = () if self._once else [root for root in settings.roots if settings.for_root(root).order == "newest"]
-        due = self.due()
+        due = self.due(now)  # one moment for the whole turn: the clock may be set back within it
         self._room.keep_only({job.path for job in due})
         self._leave_what_nobody_wants()
         jobs = [job for job in due if not self._room.is_paused(job.root, now)]
@@ -120,7 +121,7 @@ class Conversions:
             await asyncio.wait([task for _, task in self._running.values()], timeout=worker.STOP_GRACE + 2.5)
         await self._runners.stop()
 
-    def _job(self, tracked: Tracked) -> Job | None:
+    def _job(self, tracked: Tracked, now: float) -> Job | None:
         facts, judged = tracked.facts, tracked.verdict
         watcher = self._watchers.get(tracked.root)
         if (
@@ -131,7 +132,7 @@ class Conversions:
         ):
             return None
         size = verdict.export_bytes(facts, self._tracker.runs.get(facts.run), watcher.settings)
-        return Job(facts.path, tracked.root, facts.run, facts.step, tracked.not_before(self._clock()), size)
+        return Job(facts.path, tracked.root, facts.run, facts.step, tracked.not_before(now), size)
 
     # Room
     def waits_for_room(self, root: str) -> bool:

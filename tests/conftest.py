@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of a folder share its machines, clusters and servers: one process runs them all (`--dist loadgroup`)."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Handlers as they were: a command that is called in this process leaves signals ignored, and every child inherits that.
+
+    SIGINT too where we were started in the background of a shell, which ignores it.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGINT] == signal.SIG_IGN:
+        before[signal.SIGINT] = signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

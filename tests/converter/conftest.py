@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from converter import cli, interrupts
+from converter import cli
 from converter.convert import convert_step
 from tests.build.cases import BY_NAME, Case
 from tests.converter.running import Convert, InProcessProver, Refused
@@ -46,12 +45,8 @@ def base_assets(checkpoints: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def _in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "convert_step", functools.partial(convert_step, prover=InProcessProver))
-    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def main() -> int:
         return await service.run()
 
     def clock() -> float:
-        return time.time() + (float(offset.read_text()) if offset is not None else 0.0)
+        return time.time() + (float(offset.read_text() or 0) if offset is not None else 0.0)
 
     def load() -> Settings:
         return configuration.load(config=config, roots=roots, default="/nonexistent")

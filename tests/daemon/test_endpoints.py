@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
+from daemon.ledger import Ledger
 from daemon.samples import name as samples_name
 from daemon.status_page import FRESH
 from tests.daemon.asking import free_address, get, samples, wait_for
@@ -253,16 +254,31 @@ def test_what_runs_shows_with_its_progress_and_what_was_converted_with_its_stati
     assert shown["steps"] == next(one for one in of_status if one["run"] == "a")["steps"]
 
 
-def test_samples_go_with_their_run(make_run: MakeRun, tmp_path: Path, start: Start, address: str) -> None:
-    run, state = make_run("a", 10), tmp_path / "state"
+def _away(state: Path) -> dict[str, float]:
+    ledger = Ledger.read(state)
+    assert ledger is not None
+    try:
+        return ledger.away()
+    finally:
+        ledger.close()
+
+
+def test_samples_go_once_their_run_was_away_for_a_week(
+    make_run: MakeRun, tmp_path: Path, start: Start, address: str
+) -> None:
+    run, state, clock = make_run("a", 10), tmp_path / "state", tmp_path / "clock"
+    clock.write_text("0")
     orphan = state / "statistics" / "0123"
     orphan.mkdir(parents=True)
-    daemon = start(str(tmp_path / "root"))
+    daemon = start(f"--clock={clock}", str(tmp_path / "root"))
     daemon.wait_for("conversion_succeeded")
     assert not orphan.exists()
     own = state / "statistics" / samples_name(str(run))
     own.mkdir()  # the stand-in for the converter keeps none
     shutil.rmtree(run)
+    wait_until(lambda: bool(_away(state)))
+    assert own.exists(), "its mount may be back"
+    clock.write_text(str(8 * 86_400))
     wait_until(lambda: not own.exists())
 
     assert json.loads(get(address, f"/statistics.json?run={quote(str(run))}")[1])["steps"] == []

@@ -194,7 +194,7 @@ def test_an_answer_of_an_earlier_life_is_believed_for_the_same_listing_only(step
     same.look(probe, 0.0)
     assert (same.answer, probe.count) == (known, 1)
 
-    (step / "extra").write_text("x")
+    (step / "__9_9.distcp").write_text("x")
     StepTrack(str(step), known).look(probe, 0.0)
     assert probe.count == 2
 
@@ -344,7 +344,7 @@ def test_a_settled_step_whose_shards_were_rewritten_in_place_is_listed_when_it_i
     track, probe = StepTrack(str(step)), Probe()
     track.look(probe, 0.0)
     before = track.answer
-    at = os.stat(step / "__0_0.distcp").st_mtime_ns - 1
+    at = os.stat(step / "__0_0.distcp").st_mtime_ns + 1000  # and still no newer than `.metadata`
     (step / "__0_0.distcp").write_bytes((step / "__0_0.distcp").read_bytes())
     os.utime(step / "__0_0.distcp", ns=(at, at))
     track.look(probe, 10.0)
