@@ -25,6 +25,7 @@ from converter.sinks import in_one, read_all, read_back
 from converter.source import (
     Options,
     Source,
+    check_replaceable,
     check_unchanged,
     export_bytes,
     look,
@@ -84,8 +85,10 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         report("waiting_for_lock", {"path": str(folder / layout.lock_name(number)), **who})
 
     def may_replace(directory: Path) -> Existing | None:
-        ours_only = options.ours_only or options.if_exists == "skip"
-        return publish.check_replaceable(directory, force=options.force, ours_only=ours_only, named=published)
+        return check_replaceable(directory, published, source, options)
+
+    def tell_kept(kept: Path, why: str) -> None:
+        report("warning", about | {"message": f"{why}; they are kept in {kept}: move or remove them yourself"})
 
     if skipped():
         return
@@ -94,7 +97,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         Lock(folder, number, on_wait=waiting, sleep=options.sleep) as lock,
         start_prover(lambda done, of: progress("forward", done, of)) as prover,
     ):
-        publish.clear(folder, number, lock.check)
+        publish.clear(folder, number, lock.check, tell_kept)
         if skipped():
             return
         may_replace(published)
@@ -129,6 +132,11 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
             warnings = assets.disagreements(settled["config"], found, tokenizer["special"]) + tokenizer["warnings"]
             if settled["borrowed"]:
                 warnings.append(f"not checked independently of the base assets: {'; '.join(settled['borrowed'])}")
+            if source.config_is_later:
+                warnings.append(
+                    "not checked that the run config is the one this step was trained with: it was written after this step, "
+                    f"perhaps at a resume with other settings ({source.run.path})"
+                )
             if conflict := source.run.conflict:
                 where = {"used": str(source.run.path), "other": str(conflict.other), "differs": list(conflict.differs)}
                 report("run_config_conflict", about | where)
@@ -146,7 +154,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 check_unchanged(step, source)
                 publish.check_whole(staging, made, signed=bool(options.hooks.sign))
                 lock.check()
-                replaced = publish.publish(staging, published, number, lock.owner.token, may_replace)
+                replaced = publish.publish(staging, published, number, lock.owner.token, may_replace, tell_kept)
         except BaseException as error:
             with interrupts.held():
                 publish.discard(staging)  # what stopped the conversion is told, not what stops the cleaning

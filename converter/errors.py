@@ -221,7 +221,7 @@ class MachineFailure(ConversionError):
 
 
 class OutputForeign(ConversionError):
-    """The published name has somebody's files, or (for the daemon) an export without our manifest."""
+    """The published name is taken: somebody's files, another run's export, or (for the daemon) one without our manifest."""
 
     retry = Retry.FOREIGN
 

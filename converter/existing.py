@@ -5,7 +5,7 @@ Standard library only.
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,8 @@ class Existing:
     """Of an export; None where it cannot be told."""
     foreign: tuple[str, ...] = ()
     """Names that no export has; of a directory with our manifest, that it does not list."""
+    made: manifest.Manifest | None = field(default=None, repr=False, compare=False)
+    """Our manifest of it."""
 
     def __str__(self) -> str:
         return f"{WORDS[self.whose]} ({self.dtype or 'unknown dtype'})"
@@ -45,7 +47,7 @@ def look(path: Path) -> Existing | None:
     except FileNotFoundError:
         return None
     dtype = made.dtype if made is not None else _dtype(path)
-    return Existing("foreign" if foreign else "ours" if made is not None else "export", dtype, tuple(foreign))
+    return Existing("foreign" if foreign else "ours" if made is not None else "export", dtype, tuple(foreign), made)
 
 
 def _dtype(directory: Path) -> str | None:

@@ -59,7 +59,8 @@ def discarded_name(step: int, token: str) -> str:
 
 
 def kept_name(step: int, token: str) -> str:
-    """Where somebody's directory goes that was replaced by mistake and cannot be put back. Nothing removes it."""
+    """Where somebody's files go that had the name of ours: a directory that was swapped out and cannot be put back, or files
+    of a replaced export that a person had edited. Nothing removes it."""
     return f"{PREFIX}{step}.{token}.foreign"
 
 

@@ -220,8 +220,10 @@ def sweep(
     folder: Path,
     *,
     is_stale: Callable[[Path, Owner | None], bool] = lambda _, owner: owner is not None and is_dead(owner),
+    kept: Callable[[Path, str], None] = lambda path, why: None,
 ) -> list[str]:
-    """Clears `folder` of what dead owners left: staging directories, set-aside ones (recovered), locks; returns their names.
+    """Clears `folder` of what dead owners left: staging directories, set-aside ones (recovered), locks; returns the names that
+    are gone. `kept` is told where a person's files were kept, and why.
 
     Holds the lock of each step while it does. What a live owner has (its lock is not stale) is left alone.
     """
@@ -239,12 +241,12 @@ def sweep(
             if not is_stale(held.path, owner) or not held._take_over(owner):
                 continue
         with held:
-            clear(folder, step, held.check)
+            clear(folder, step, held.check, kept)
             for name in names:  # of a takeover that died half way
                 with contextlib.suppress(FileNotFoundError):
                     aside = name.startswith(layout.lock_name(step) + ".")
                     if aside and ((owner := read(folder / name)) is None or is_stale(folder / name, owner)):
                         with contextlib.suppress(IsADirectoryError, PermissionError):  # a stranger's
                             os.unlink(folder / name)
-        cleared += names
+        cleared += [name for name in names if not os.path.lexists(folder / name)]
     return cleared

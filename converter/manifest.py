@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ ASSET_NAMES = (
     "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """The tokenizer's files that are copied, besides `additional_chat_templates/*.jinja`."""
+HASHED_UP_TO = 16 << 20
+"""Bytes of a file whose edit is told by its hash; of a larger one by its size, since reading it again takes too long."""
 TEMPLATES = "additional_chat_templates"
 _NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 """What names say that a manifest lists and nothing can have: whoever made the directory may have written them."""
@@ -172,6 +175,36 @@ def foreign_files(directory: Path) -> list[str]:
         return not (name in known or is_of_nfs(name) or (found is None and is_name_of_export(name)))
 
     return [name for name in sorted(os.listdir(directory)) if is_foreign(name)]
+
+
+def edited_files(directory: Path) -> list[str]:
+    """Names that the manifest lists and whose bytes are no longer those it lists: a person's work, sorted.
+
+    Files larger than HASHED_UP_TO are compared by size. A file that cannot be read counts as edited. Raises OSError.
+    """
+    found = read(directory)
+    listed = found.files | found.added if found is not None else {}
+    return [name for name, entry in sorted(listed.items()) if _is_edited(directory, name, entry)]
+
+
+def _is_edited(directory: Path, name: str, entry: FileEntry) -> bool:
+    path = directory / name
+    if any(parent.is_symlink() for parent in path.parents if parent.is_relative_to(directory) and parent != directory):
+        return False  # what lies behind a link is not in this directory
+    try:
+        facts = os.lstat(path)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_FILE:
+            raise
+        return False
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size != entry.size:
+        return True
+    if facts.st_size > HASHED_UP_TO:
+        return False
+    try:
+        return hashlib.sha256(read_regular(path, limit=HASHED_UP_TO)).hexdigest() != entry.sha256
+    except OSError:
+        return True
 
 
 def is_empty(directory: Path) -> bool:

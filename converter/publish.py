@@ -23,6 +23,12 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CHANGED = frozenset({errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})
 """What the published name came to be, or is no more, since it was looked at."""
+Kept = Callable[[Path, str], None]
+"""Told where a person's files were kept, and why."""
+
+
+def _tell_nobody(kept: Path, why: str) -> None:
+    """For a caller that only wants them kept."""
 
 
 @contextlib.contextmanager
@@ -53,11 +59,18 @@ def staging_path(folder: Path, step: int, token: str) -> Path:
 
 
 def check_replaceable(
-    directory: Path, *, force: bool, ours_only: bool = False, named: Path | None = None
+    directory: Path,
+    *,
+    force: bool,
+    ours_only: bool = False,
+    named: Path | None = None,
+    shared_by: tuple[str, str] | None = None,
 ) -> Existing | None:
     """What a new export may replace; None where nothing is there. Raises OutputForeign where that is somebody's work.
 
-    `ours_only` protects exports without our manifest too; `named` is what an error calls the directory.
+    `ours_only` protects exports without our manifest too; `named` is what an error calls the directory. `shared_by`: save id
+    and run config's sha256 of the new export, where exports of other runs may lie in the same folder. An export that
+    differs in both is another run's.
     """
     found, named = existing.look(directory), named or directory
     if found is None or found.whose == "nobody":
@@ -78,6 +91,14 @@ def check_replaceable(
             path=named,
             hint="move it away, or say --force to lose it",
         )
+    if not force and shared_by and found.made is not None:
+        save_id, run_config = found.made.save_id, found.made.run_config_sha256
+        if save_id != shared_by[0] and run_config != shared_by[1]:
+            raise errors.OutputForeign(
+                "the published directory is the export of another run (another save, and another run config)",
+                path=named,
+                hint="name another folder with --output for each run, or say --force to replace it",
+            )
     return found
 
 
@@ -122,9 +143,11 @@ def make_durable(staging: Path) -> None:
 
 
 def publish(
-    staging: Path, published: Path, step: int, token: str, check: Callable[[Path], Existing | None]
-) -> Existing | None:
-    """Swaps `staging` into place and makes the name durable; returns what was replaced, which is removed.
+    staging: Path, published: Path, step: int, token: str, check: Callable[[Path], Existing | None],
+    kept: Kept = _tell_nobody,
+) -> Existing | None:  # fmt: skip
+    """Swaps `staging` into place and makes the name durable; returns what was replaced, which is removed, but for the files
+    of it that a person had edited.
 
     `check` is `check_replaceable`. It is asked before the swap, and again of what the swap took out, which is put back
     if it is somebody's: a directory may appear, or change, at any moment. A signal waits for the end.
@@ -139,7 +162,9 @@ def publish(
                     raise
         fsync_directory(published.parent)
         if old is not None:
-            discard(old)
+            with contextlib.suppress(OSError):  # it stays as it is, for the next `clear`
+                _keep_edited(old, published.parent, step, kept)
+                discard(old)
     return replaced
 
 
@@ -179,8 +204,23 @@ def _swap(
     return replaced, aside
 
 
-def clear(folder: Path, step: int, check: Callable[[], None]) -> None:
-    """Removes what dead attempts left of `step`; a set-aside directory whose successor never came is put back.
+def _keep_edited(directory: Path, folder: Path, step: int, kept: Kept) -> None:
+    """Moves what a person edited in an export of ours to a directory that nothing removes. Raises OSError."""
+    names = manifest.edited_files(directory)
+    if not names:
+        return
+    aside = folder / layout.kept_name(step, layout.new_token())
+    aside.mkdir()
+    for name in names:
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        _rename(directory / name, aside / name)
+    fsync_directory(folder)
+    kept(aside, f"files of the replaced export had been edited ({', '.join(map(ascii, names[:5]))})")
+
+
+def clear(folder: Path, step: int, check: Callable[[], None], kept: Kept = _tell_nobody) -> None:
+    """Removes what dead attempts left of `step`; a set-aside directory whose successor never came is put back, and what is a
+    person's is kept.
 
     `check` raises LockLost unless the caller holds the lock. It is asked after the listing: so every name in it belongs
     to an earlier owner. One that was stopped meanwhile may still want to publish its staging directory, so a directory
@@ -199,15 +239,19 @@ def clear(folder: Path, step: int, check: Callable[[], None]) -> None:
                 if not os.path.lexists(published):
                     _rename(path, published)
                     continue
-                if manifest.foreign_files(path):
+                if foreign := manifest.foreign_files(path):
+                    kept(path, f"a replaced directory holds somebody's files ({', '.join(map(ascii, foreign[:5]))})")
                     continue
             if parsed[2] == "staging" and _is_somebodys(path):
-                _rename(path, folder / layout.kept_name(step, layout.new_token()))
+                aside = folder / layout.kept_name(step, layout.new_token())
+                _rename(path, aside)
+                kept(aside, "somebody's directory was swapped out, and the process was killed before it put it back")
                 continue
             if parsed[2] != "discarded":
                 discarded = folder / layout.discarded_name(step, layout.new_token())
                 _rename(path, discarded)
                 path = discarded
+            _keep_edited(path, folder, step, kept)
             remove_tree(path)
 
 

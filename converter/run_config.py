@@ -24,7 +24,6 @@ _TOML_DEFAULTS: dict[str, dict[str, Any]] = {
     "checkpoint": {"keep_latest_k": 10},
 }
 """What JobConfig of torchtitan 0.2.0 and 0.2.2 says where a TOML does not. (Its `hf_assets_path` lies in a checkout.)"""
-WRITTEN_AFTER = "the run config was written after this step, perhaps at a resume with other settings"
 _MOST = 1 << 31
 """Counts and lengths of a real run are less."""
 _TOKENIZER_KEYS = (

@@ -4,6 +4,7 @@ Standard library only.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,15 +14,16 @@ from converter import (
     assets,
     checkpoint,
     errors,
-    existing,
     hf_step,
     layout,
     manifest,
     names,
     placement,
+    publish,
     run_config,
     storage,
 )
+from converter.existing import Existing
 from converter.exports import INDEX, SAFETENSORS, target_dtype
 from converter.files import exists, read_regular
 from converter.hooks import Hooks
@@ -89,6 +91,8 @@ class Source:
     digest: str
     """sha256 of `.metadata`, or of the index of a step in HF form."""
     copied: bool = False
+    config_is_later: bool = False
+    """The run config is newer than the step; by mtimes, so it is warned of and never part of an export's bytes."""
     ignored: tuple[str, ...] = ()
     """FQNs that `ignore_tensors` left out of `metadata`."""
 
@@ -123,10 +127,11 @@ def look(step: Path, options: Options, *, wait: bool = True) -> Source:
     if metadata.form == "dcp":
         placement.check_dtypes(((t.fqn, t.dtype) for t in metadata.tensors.values()), step / METADATA)
     run = run_config.find(step, names=options.run_config_names, logs_roots=options.logs_roots, file=options.run_config)
-    if not copied and options.run_config is None and _was_written_after(run.path, step, listing):
-        run = replace(run, assumed=(*run.assumed, run_config.WRITTEN_AFTER))
+    later = not copied and options.run_config is None and _was_written_after(run.path, step, listing)
     dtype = run.dtype if options.dtype == "auto" else options.dtype
-    return Source(listing, metadata, run, dtype, _digest(step, metadata.form), copied, ignored)
+    return Source(
+        listing, metadata, run, dtype, _digest(step, metadata.form), copied, config_is_later=later, ignored=ignored
+    )
 
 
 def _was_written_after(config: Path, step: Path, listing: Listing) -> bool:
@@ -212,6 +217,23 @@ def output_folder(
     return step.parent / layout.SUBDIRECTORY if hurts else step.parent
 
 
+def check_replaceable(directory: Path, published: Path, source: Source, options: Options) -> Existing | None:
+    """What an export of `source` to `published` would replace, which lies at `directory` now; None where nothing is there.
+
+    Raises OutputForeign where that is somebody's work.
+    """
+    run = source.listing.path.parent
+    own = {os.path.realpath(folder) for folder in (run, run / layout.SUBDIRECTORY)}
+    is_shared = os.path.realpath(published.parent) not in own
+    return publish.check_replaceable(
+        directory,
+        force=options.force,
+        ours_only=options.ours_only or options.if_exists == "skip",
+        named=published,
+        shared_by=(source.metadata.save_id, source.run.sha256) if is_shared else None,
+    )
+
+
 def reason_to_skip(published: Path, source: Source, options: Options) -> str | None:
     """Why `--if-exists skip` leaves what is published: "up to date" or "foreign"; None where the step is converted."""
     if options.if_exists != "skip" or not exists(published):
@@ -220,9 +242,11 @@ def reason_to_skip(published: Path, source: Source, options: Options) -> str | N
         published, save_id=source.metadata.save_id, dtype=source.dtype, max_shard_size=options.max_shard_size
     ):
         return "up to date"
-    found = existing.look(published)
-    may_go = options.force or found is None or found.whose in ("nobody", "ours")
-    return None if may_go else "foreign"
+    try:
+        check_replaceable(published, published, source, options)
+    except errors.OutputForeign:
+        return "foreign"
+    return None
 
 
 def _digest(step: Path, form: str) -> str:

@@ -21,7 +21,6 @@ from converter.files import REFUSED, exists, named, open_regular, parse_json, re
 from converter.manifest import FileEntry, Manifest
 from converter.prover import Prover
 from converter.recorded import LIMIT
-from converter.run_config import WRITTEN_AFTER
 from converter.sinks import Comparer
 from converter.source import Options, look, source_names
 from converter.verdict import Verdict
@@ -91,10 +90,6 @@ def _against_checkpoint(
         )
         return
     source_names(source)
-    rewritten = any(WRITTEN_AFTER in (check.reason or "") for check in made.checks)  # as it was when it was converted
-    assumed = tuple(text for text in source.run.assumed if text != WRITTEN_AFTER)
-    run = replace(source.run, assumed=(*assumed, WRITTEN_AFTER) if rewritten else assumed)
-    source = replace(source, run=run)
     found = assets.read(step, source.run, options.search, options.architecture)
     with Prover() as prover:
         settled = prover.ask(

@@ -157,10 +157,13 @@ class Survey:
         """Removes what dead owners of ours left in `folder`."""
         names: list[str] = []
         try:
-            names = lock.sweep(Path(folder), is_stale=self._sightings.is_stale)
+            names = lock.sweep(Path(folder), is_stale=self._sightings.is_stale, kept=self._tell_kept)
         except (OSError, errors.ConversionError) as error:
             self._voice.say("sweep_failed", folder, str(error))
         self._voice.emit(messages.Swept(folder=folder, names=tuple(names)))
+
+    def _tell_kept(self, kept: Path, why: str) -> None:
+        self._voice.say("files_kept", str(kept), f"{why}; they are kept here: move or remove them yourself")
 
     # Folders
     def _walk(self, path: str, depth: int, *, into_runs: bool) -> Iterator[tuple[str, roots.Folder]]:

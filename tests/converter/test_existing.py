@@ -128,6 +128,58 @@ def test_what_is_replaced_is_said_whose_it_was_and_in_which_dtype(step: Path, co
     assert convert(step, force=True).result["replaced"] == {"whose": "foreign", "dtype": "float32"}
 
 
+def test_an_edited_file_of_a_replaced_export_is_kept_and_its_place_is_told(step: Path, convert: Convert) -> None:
+    edited = convert(step).published / "generation_config.json"
+    edited.write_text('{"do_sample": false}')
+    converted = convert(step)
+    (name,) = ours(step.parent)
+    assert (step.parent / name / edited.name).read_text() == '{"do_sample": false}'
+    assert edited.read_text() != '{"do_sample": false}'
+    (told,) = (text for text in converted.warnings() if name in text)
+    assert edited.name in told
+
+
+def test_what_a_dead_attempt_had_of_a_person_is_kept_and_its_place_is_told(step: Path, convert: Convert) -> None:
+    left = step.parent / layout.staging_name(2, "0123456789abcdef")
+    left.mkdir()
+    (left / "notes.md").write_text("mine")
+    converted = convert(step)
+    (name,) = ours(step.parent)
+    assert (step.parent / name / "notes.md").read_text() == "mine"
+    assert any(str(step.parent / name) in text for text in converted.warnings())
+
+
+def test_an_export_of_another_runs_step_is_not_replaced_unless_forced(
+    copy_run: Callable[..., Path], step: Path, tmp_path: Path, convert: Convert, refused: Refused
+) -> None:
+    output = tmp_path / "exports"
+    output.mkdir()
+    convert(step, output=output)
+    second = copy_run(CASE, to=tmp_path / "second")
+    other = CASE.step(second)
+    edit_metadata(other, lambda metadata: setattr(metadata.storage_meta, "save_id", "second"))
+    before = tree(output, times=True)
+    convert(step, output=output)
+    convert(other, output=output)  # the same run config: the step was saved again
+    edit_json(CASE.run_config(second), lambda said: said.setdefault("metrics", {}).update(prefix="another"))
+    convert(step, output=output, force=True)
+    error = refused(other, errors.OutputForeign, output=output)
+    assert "another run" in error.what
+    assert "--output" in error.hint
+    assert convert(other, output=output, if_exists="skip").result["reason"] == "foreign"
+    assert tree(output).keys() == before.keys()
+    convert(other, output=output, force=True)
+
+
+def test_a_run_replaces_its_own_export_whatever_its_config_says_now(
+    step: Path, tmp_path: Path, convert: Convert
+) -> None:
+    convert(step, output=step.parent)
+    edit_metadata(step, lambda metadata: setattr(metadata.storage_meta, "save_id", "second"))
+    edit_json(CASE.run_config(tmp_path), lambda said: said.setdefault("metrics", {}).update(prefix="another"))
+    assert convert(step, output=step.parent).result["replaced"]["whose"] == "ours"
+
+
 @pytest.mark.parametrize("options", [{}, {"if_exists": "skip"}])
 def test_an_empty_directory_is_nobodys_work(options: dict[str, str], step: Path, convert: Convert) -> None:
     step.with_name("step-2-hf").mkdir()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from converter import errors, layout, publish
+from converter import errors, layout, manifest, publish
 from converter.existing import Existing
+from converter.manifest import FileEntry, Manifest
 from converter.publish import check_replaceable, clear, make_durable, staging_path
 
 TOKEN = "0123456789abcdef"
@@ -169,9 +171,11 @@ def test_a_persons_directory_that_a_killed_swap_left_under_a_staging_name_is_kep
     staging = staging_path(tmp_path, 1, TOKEN)
     staging.mkdir()
     (staging / "notes.md").write_text("a person's")
-    clear(tmp_path, 1, lambda: None)
+    told: list[tuple[Path, str]] = []
+    clear(tmp_path, 1, lambda: None, lambda path, why: told.append((path, why)))
 
     (kept,) = tmp_path.iterdir()
+    assert [path for path, _ in told] == [kept]
     assert kept.name.endswith(".foreign")
     assert (kept / "notes.md").read_text() == "a person's"
     clear(tmp_path, 1, lambda: None)
@@ -190,8 +194,65 @@ def test_a_set_aside_directory_with_somebodys_files_is_not_removed(tmp_path: Pat
     aside = tmp_path / layout.replaced_name(1, TOKEN)
     aside.mkdir()
     (aside / "thesis.tex").touch()
-    clear(tmp_path, 1, lambda: None)
+    told: list[tuple[Path, str]] = []
+    clear(tmp_path, 1, lambda: None, lambda path, why: told.append((path, why)))
     assert names(tmp_path) == [aside.name, "step-1-hf"]
+    ((path, why),) = told
+    assert path == aside
+    assert "thesis.tex" in why
+
+
+def ours_with(folder: Path, files: dict[str, str]) -> None:
+    """Makes `folder` an export of ours that holds these files."""
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    listed = {name: FileEntry(len(text), hashlib.sha256(text.encode()).hexdigest()) for name, text in files.items()}
+    manifest.write(folder, Manifest(1, "save", "float32", 1, 0, 0, {}, "", listed, ()))
+
+
+@pytest.mark.parametrize("edit", ["same size", "another size", "a link"])
+def test_a_file_that_a_person_edited_is_kept_when_its_export_is_replaced(edit: str, swap: str, tmp_path: Path) -> None:
+    published = tmp_path / "step-1-hf"
+    published.mkdir()
+    ours_with(published, {"config.json": "old", "generation_config.json": "made"})
+    edited = published / "generation_config.json"
+    if edit == "a link":
+        edited.unlink()
+        edited.symlink_to("elsewhere")
+    else:
+        edited.write_text("mine" if edit == "same size" else "mine, and longer")
+    told: list[tuple[Path, str]] = []
+    publish.publish(
+        staged(tmp_path, "new"), published, 1, TOKEN, may_replace, lambda path, why: told.append((path, why))
+    )
+
+    ((kept, why),) = told
+    assert "generation_config.json" in why
+    assert names(kept) == ["generation_config.json"]
+    assert os.path.lexists(kept / "generation_config.json")
+    assert names(tmp_path) == [kept.name, "step-1-hf"]
+    clear(tmp_path, 1, lambda: None)
+    assert names(tmp_path) == [kept.name, "step-1-hf"]
+
+
+def test_an_edited_file_outlives_a_process_that_dies_right_after_the_swap(tmp_path: Path) -> None:
+    (tmp_path / "step-1-hf").mkdir()
+    swapped_out = staging_path(tmp_path, 1, TOKEN)
+    swapped_out.mkdir()
+    ours_with(swapped_out, {"config.json": "old", "generation_config.json": "made"})
+    (swapped_out / "generation_config.json").write_text("mine")
+    clear(tmp_path, 1, lambda: None)
+    kept = next(path for path in tmp_path.iterdir() if path.name != "step-1-hf")
+    assert (kept / "generation_config.json").read_text() == "mine"
+    assert layout.parse_ours(kept.name) is None
+
+
+def test_an_export_that_nobody_edited_leaves_nothing_when_it_is_replaced(swap: str, tmp_path: Path) -> None:
+    published = tmp_path / "step-1-hf"
+    published.mkdir()
+    ours_with(published, {"config.json": "old"})
+    publish.publish(staged(tmp_path, "new"), published, 1, TOKEN, may_replace)
+    assert names(tmp_path) == ["step-1-hf"]
 
 
 def refuse_foreign(directory: Path) -> Existing | None:
