@@ -25,7 +25,7 @@ else
 endif
 
 test: venv
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup

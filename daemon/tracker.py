@@ -23,6 +23,9 @@ from daemon.watcher import RootWatcher
 WAITING = frozenset({State.PENDING, State.FAILED, State.RUNNING, State.INCOMPLETE, State.SUSPECT, State.QUARANTINED})
 """States that may change without a new fact about the step."""
 
+SET_BACK = 1.0
+"""Seconds."""
+
 
 class Tracked(NamedTuple):
     """A step that waits for something."""
@@ -34,8 +37,11 @@ class Tracked(NamedTuple):
     """When it was judged so (epoch seconds)."""
 
     def not_before(self, now: float) -> float:
-        """When it may be tried; at once, where the clock was set back since: nobody knows how long it has waited."""
-        return self.verdict.not_before if self.since <= now else 0.0
+        """When it may be tried; at once, where the clock was set back since: nobody knows how long it has waited.
+
+        It is judged within a turn whose `now` was taken before; so less than SET_BACK is no clock that was set back.
+        """
+        return self.verdict.not_before if self.since <= now + SET_BACK else 0.0
 
 
 class Tracker:

@@ -229,7 +229,9 @@ def test_merges_that_are_dropped_by_chance_are_refused_where_a_reader_drops_them
     refused(step, errors.TokenizerMismatch, search=search, force=True)
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["all imports", "a process"])
+@pytest.mark.parametrize(
+    "whole", [pytest.param(True, id="all imports"), pytest.param(False, id="a process", marks=pytest.mark.slow)]
+)
 def test_a_tokenizer_that_panics_is_refused_and_no_failure_of_the_machine(
     whole: bool, copy_step: CopyStep, checkpoints: Path, refused: Refused, tmp_path: Path
 ) -> None:

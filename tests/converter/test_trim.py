@@ -78,13 +78,25 @@ def test_files_and_figures_are_those_of_whole_imports_and_nothing_left_out_was_m
 @pytest.mark.parametrize(
     "code",
     [
-        "from converter import trim\ntrim.NAMES += ('torchtitan.models.qwen3.model',)",
-        "from converter import trim\ntrim.NAMES += ('transformers.core_model_loading',)",
-        "from converter import proving, trim\ndef fails(*_, **__): raise trim.LeftOut('this')\n"
-        "proving.Prover.compare = fails",
-        "from converter import proving\ndef fails(): raise ValueError('of another version')\nproving.leave_out = fails",
+        pytest.param("from converter import trim\ntrim.NAMES += ('torchtitan.models.qwen3.model',)", id="at import"),
+        pytest.param(
+            "from converter import trim\ntrim.NAMES += ('transformers.core_model_loading',)",
+            id="by transformers",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "from converter import proving, trim\ndef fails(*_, **__): raise trim.LeftOut('this')\n"
+            "proving.Prover.compare = fails",
+            id="at the last request",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "from converter import proving\ndef fails(): raise ValueError('of another version')\n"
+            "proving.leave_out = fails",
+            id="as another version may",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["at import", "by transformers", "at the last request", "as another version may"],
 )
 def test_what_is_missed_is_imported_after_all_and_the_result_is_the_same(
     code: str, copy_step: CopyStep, tmp_path: Path

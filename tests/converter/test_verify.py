@@ -195,7 +195,7 @@ def test_without_the_checkpoint_any_flipped_byte_is_told_by_its_file(verified: V
         aside.rename(verified.step)
 
 
-@pytest.mark.parametrize("parts", [2, 5])
+@pytest.mark.parametrize("parts", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_parts_of_a_sample_cover_all_of_it(verified: Verified, parts: int) -> None:
     samples = [(n, parts) for n in range(1, parts + 1)]
     good = [verified(sample) for sample in samples]

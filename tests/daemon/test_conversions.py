@@ -81,3 +81,10 @@ def test_a_pending_step_that_lacks_room_says_so_once_and_one_that_failed_goes_on
         tracker.waits(STEP, lack)
         tracker.waits(STEP, lack)
         assert [(r.reason, r.error, r.hint) for r in put] == [("1 GB free", "NoSpace", "free space")] * count
+
+
+def test_a_wait_ends_at_once_only_where_the_clock_was_set_back() -> None:
+    waits = Tracked("/r", facts(), Verdict(State.PENDING, not_before=103.0), since=100.001)
+
+    assert waits.not_before(100.0) == 103.0, "judged within a turn that began a moment before"
+    assert waits.not_before(40.0) == 0.0

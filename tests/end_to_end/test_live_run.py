@@ -23,7 +23,7 @@ PACE = {
 """inotify alone, and listing alone."""
 
 
-@pytest.mark.parametrize(("observer", "saves"), [("inotify", 3), ("polling", 2)])
+@pytest.mark.parametrize(("observer", "saves"), [("inotify", 3), pytest.param("polling", 2, marks=pytest.mark.slow)])
 def test_a_run_being_saved_is_converted_once_and_not_early_through_a_stop_and_a_start(
     observer: str, saves: int, tmp_path: Path, start: Start
 ) -> None:

@@ -95,6 +95,7 @@ def test_a_mirror_that_was_cut_off_is_suspect_and_its_end_is_converted(run: Path
     assert states(tmp_path / "state") == {"run/10": "done"}
 
 
+@pytest.mark.slow
 def test_what_could_not_be_told_heals_when_the_mirror_ends(run: Path, tmp_path: Path, start: Start) -> None:
     """Nobody saw save A before: shards of an earlier save are as good as any."""
     b = tmp_path / "b"
@@ -110,6 +111,7 @@ def test_what_could_not_be_told_heals_when_the_mirror_ends(run: Path, tmp_path: 
     assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 def test_what_happened_while_no_daemon_ran_is_noticed_by_the_next_and_costs_one_conversion(
     run: Path, tmp_path: Path, start: Start
 ) -> None:
