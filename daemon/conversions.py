@@ -174,9 +174,12 @@ class Conversions:
         if row.state == State.PENDING:  # what it waited for is there
             row = msgspec.structs.replace(row, reason="", error=None, hint="")
         samples = self._samples.folder(job.run, settings)
-        has_changed = row.converted not in ("", facts.answer.fingerprint)
         request = worker.Request(
-            job.path, verdict.folder(facts, run, settings), row.accept_copy, overwrite=has_changed, samples=samples
+            job.path,
+            verdict.folder(facts, run, settings),
+            row.accept_copy,
+            overwrite=row.is_of_other_files(facts.answer.fingerprint),
+            samples=samples,
         )
         output, number = f"{request.folder}/{layout.published_name(job.step)}", row.attempts + 1
         running = msgspec.structs.replace(row, state=State.RUNNING, output=output)
@@ -195,7 +198,9 @@ class Conversions:
             self._tracker.tried.add(job.path)
         self._tracker.keep(job.path, Tracked(job.root, facts, Verdict(State.RUNNING)))
         key = self._ledger.begin_attempt(row, now)
-        started = Started(runner.attempt(order), runner, job, facts, row, request, settings, key, progress)
+        started = Started(
+            runner.attempt(order), runner, job, facts, row, verdict.config_of(run), request, settings, key, progress
+        )
         self._running[job.path] = (started, asyncio.create_task(self._see_through(started)))
         return True
 

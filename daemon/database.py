@@ -81,8 +81,7 @@ MIGRATIONS = (
     ALTER TABLE steps ADD COLUMN converted TEXT NOT NULL DEFAULT '';
     ALTER TABLE steps ADD COLUMN refused TEXT NOT NULL DEFAULT '';
     ALTER TABLE steps ADD COLUMN held TEXT;
-    UPDATE steps SET converted = coalesce(json_extract(answer, '$.fingerprint'), '') WHERE state = 'done';
-    UPDATE steps SET refused = coalesce(json_extract(answer, '$.fingerprint'), '') WHERE state = 'quarantined';
+    ALTER TABLE steps ADD COLUMN listed TEXT NOT NULL DEFAULT '';
     ALTER TABLE runs ADD COLUMN gone REAL;
     ALTER TABLE outbox ADD COLUMN since REAL NOT NULL DEFAULT 0;
     """,

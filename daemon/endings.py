@@ -32,6 +32,8 @@ class Started(NamedTuple):
     job: Job
     facts: Step
     row: Row
+    config: str
+    """`verdict.config_of` its run."""
     request: worker.Request
     settings: Settings
     key: AttemptKey
@@ -90,13 +92,14 @@ class Endings:
         if outcome.result == "skipped":
             self._hooks.found_published(msgspec.structs.replace(row, output=output), before=started.key.started)
         seen = started.facts.answer.fingerprint
-        converted = row.converted or seen
+        converted, listed = row.converted or seen, row.listed
         if outcome.result == "succeeded":
             converted = outcome.event.get("listing") or seen
+            listed = "" if converted == seen else seen
         self._ledger.put(
             msgspec.structs.replace(
                 row, state=State.DONE, reason="", error=None, hint="", attempts=0, next_attempt=None, wish=wish, output=output,
-                converted=converted,
+                converted=converted, listed=listed,
             )
         )  # fmt: skip
         self._tracker.published(job.path, latest)
@@ -165,7 +168,7 @@ class Endings:
                     outcome.message,
                     outcome.hint,
                     verdict.exceptions(settings),
-                    verdict.config_of(self._tracker.runs.get(job.run)),
+                    started.config,
                     job.step,
                 ),
                 fields,

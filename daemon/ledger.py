@@ -198,12 +198,20 @@ class Ledger(Outbox, Digest, JobBook, RootStates, Listings):
     def forgive(self, run: str, errors: Iterable[str]) -> int:
         """What a run's steps failed with, of these errors, has passed: their failures are forgotten; returns how many."""
         marks = ", ".join(f"'{error}'" for error in errors)
-        done = self._db.execute(
-            "UPDATE steps SET state = 'pending', reason = '', error = NULL, hint = '', attempts = 0, next_attempt = NULL "
-            f"WHERE current AND run = ? AND state IN ('failed', 'quarantined') AND error IN ({marks})",
-            (run,),
-        )
-        return int(done.rowcount)
+        failed = f"run = ? AND state IN ('failed', 'quarantined') AND error IN ({marks})"
+        # Of steps that are away, incomplete or suspect: a `Held` is stored as a list.
+        held = f"run = ? AND json_extract(held, '$[0]') = 'quarantined' AND json_extract(held, '$[2]') IN ({marks})"
+        with transaction(self._db):
+            (count,) = self._db.execute(
+                f"SELECT count(DISTINCT path) FROM steps WHERE ({failed}) OR ({held})", (run, run)
+            ).fetchone()
+            self._db.execute(
+                "UPDATE steps SET state = 'pending', reason = '', error = NULL, hint = '', attempts = 0, next_attempt = NULL "
+                f"WHERE {failed}",
+                (run,),
+            )
+            self._db.execute(f"UPDATE steps SET held = NULL, attempts = 0 WHERE {held}", (run,))
+        return int(count)
 
     def forget_block(self, run: str) -> None:
         """Another run may lie there now: it is judged anew, and told of anew."""

@@ -65,6 +65,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="loo
     """To a scanner: look at `path` (a run or a step) and below again, and report it whether or not it changed."""
 
     path: str
+    is_known: bool = False
+    """Only report it: nothing is looked into again, which costs the reading of a `.metadata` for each step."""
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="sweep"):
@@ -88,7 +90,8 @@ class RunConfigFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Of a run config, what the daemon decides by."""
 
     path: str
-    sha256: str
+    digest: str
+    """Of all that is read from it (`run_config.RunConfig`): the same when it is only written anew."""
     dtype: str
     keep_latest_k: int | None
     conflict: str | None = None

@@ -34,7 +34,9 @@ class News:
         if (
             config is not None
             and config.conflict
-            and self._ledger.say_once(run.run, "run_config_conflict", config.sha256 + config.conflict)
+            and self._ledger.say_once(
+                run.run, "run_config_conflict", repr((config.conflict, config.differs, config.digest))
+            )
         ):
             self._log.warning(
                 "run_config_conflict",

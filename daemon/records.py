@@ -15,7 +15,7 @@ CONFIG_ERRORS = frozenset({"RunConfigMissing", "RunConfigUnreadable"})
 OF_THE_RUN = CONFIG_ERRORS | OF_ASSETS | {
     "AssetsMissing", "AssetsNotConfigured", "MachineFailure", "PlanMismatch", "TiedWeightsDiffer", "UnknownTensor", "ForwardMismatch", "CastOverflow",
 }  # fmt: skip
-"""Failures that another run config, or a file system that answers again, may mend."""
+"""Failures that another run config may mend."""
 
 
 class State(StrEnum):
@@ -68,10 +68,17 @@ class Row(msgspec.Struct, kw_only=True, frozen=True):
     complete_at: float | None = None
     answer: Answer | None = None
     converted: str = ""
-    """Fingerprint of the listing that was converted; empty: not known."""
+    """Fingerprint of the listing that was converted; empty: not known, the next one that is seen is taken for it."""
+    listed: str = ""
+    """Fingerprint of the scanner's own listing when that attempt began, where the converter's was another and the scanner has
+    not seen that one yet: two hosts, or a FUSE mount, may show other mtimes for good. Empty: they agree."""
     refused: str = ""
-    """Fingerprint of the listing that was quarantined; empty: not known."""
+    """Fingerprint of the listing that was quarantined; empty: not known, the next one that is seen is taken for it."""
     held: Held | None = None
+
+    def is_of_other_files(self, fingerprint: str) -> bool:
+        """Whether what was converted is known, and is not what a listing with this fingerprint shows."""
+        return self.converted != "" and fingerprint not in (self.converted, self.listed)
 
 
 COLUMNS = tuple(field.name for field in msgspec.structs.fields(Row))

@@ -1,5 +1,7 @@
 """Owns what a scanner knows of one run: its steps, its run config, what was reported of them."""
 
+import hashlib
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +94,11 @@ class RunTrack:
         self._look_at_step(number)
         self._report(number, full=full)
 
+    def report_again(self, number: int) -> None:
+        """Reports one step though nothing is news of it."""
+        self.steps[number].reported = None
+        self._report(number, full=False)
+
     def missing(self) -> bool:
         """The run was not found: its steps are gone at a second look; whether all of them are."""
         for number in list(self.steps):
@@ -124,7 +131,7 @@ class RunTrack:
                 name=name,
                 config=RunConfigFacts(
                     path=str(found.path),
-                    sha256=found.sha256,
+                    digest=_digest(found),
                     dtype=found.dtype,
                     keep_latest_k=found.keep_latest_k,
                     conflict=str(conflict.other) if conflict else None,
@@ -230,3 +237,9 @@ class RunTrack:
     def settling(self) -> int:
         """Its steps that will be known within seconds; only open ones may be."""
         return sum(self.steps[number].wake_at is not None for number in self._open)
+
+
+def _digest(found: run_config.RunConfig) -> str:
+    """Hash of what was read from a run config, wherever it lies and whatever else is in it."""
+    said = {name: value for name, value in found.to_json().items() if name not in ("path", "sha256", "conflict")}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()

@@ -137,7 +137,7 @@ def main() -> int:
                 case Changed(folder=str() as folder):
                     folders[folder] = None
                 case Look(path=path):
-                    survey.look(path)
+                    survey.look(path, is_known=event.is_known)
                 case Sweep(folder=folder):
                     survey.sweep(folder)
                 case _:

@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from converter import version
@@ -106,7 +107,7 @@ class Service:
         )
         self._tracker = Tracker(
             ledger, log, news, hooks, settings_of=self._watchers.settings_of, once=self._once, clock=clock,
-            look=self._watchers.look_again,
+            report=partial(self._watchers.look_again, is_known=True),
         )  # fmt: skip
         self._conversions = Conversions(
             self._tracker,

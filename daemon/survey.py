@@ -145,13 +145,16 @@ class Survey:
         """Something changed, nobody knows where: the next scan lists every folder."""
         self._changed.update(self._listed)
 
-    def look(self, path: str) -> None:
-        """Looks at a run or a step as if for the first time, and reports it whatever it is."""
+    def look(self, path: str, *, is_known: bool = False) -> None:
+        """Looks at a run or a step as if for the first time, unless `is_known`, and reports it whatever it is."""
         for run in self._runs.values():
             for number, step in list(run.steps.items()):
                 if step.path == path or step.path.startswith(path.rstrip("/") + "/"):
-                    step.forget()
-                    run.look_at(number, full=True)
+                    if is_known:
+                        run.report_again(number)
+                    else:
+                        step.forget()
+                        run.look_at(number, full=True)
 
     def sweep(self, folder: str) -> None:
         """Removes what dead owners of ours left in `folder`."""

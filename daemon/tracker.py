@@ -45,7 +45,10 @@ class Tracked(NamedTuple):
 
 
 class Tracker:
-    """Judges steps; `settings_of` gives a root's settings, or None for one that is watched no longer."""
+    """Judges steps; `settings_of` gives a root's settings, or None for one that is watched no longer.
+
+    `report` has scanners report a run's steps once more, as they know them.
+    """
 
     def __init__(
         self,
@@ -57,12 +60,12 @@ class Tracker:
         settings_of: Callable[[str], Settings | None],
         once: bool,
         clock: Callable[[], float],
-        look: Callable[[str], None] = lambda path: None,
+        report: Callable[[str], None] = lambda path: None,
     ) -> None:
         self._ledger, self._log, self._news, self._hooks = ledger, log, news, hooks
         self._settings_of = settings_of
         self._once = once
-        self._clock, self._look = clock, look
+        self._clock, self._report = clock, report
         self.waiting: dict[str, Tracked] = {}
         self.runs: dict[str, Run] = {}
         self.tried: set[str] = set()
@@ -80,17 +83,21 @@ class Tracker:
         before, self.runs[run.run] = self.runs.get(run.run), run
         self._news.conflict(root, run)
         if run.config is not None:
-            is_back = before is not None and before.config is None
-            is_new = self._ledger.say_once(run.run, "run_config", run.config.sha256)
-            passed = OF_THE_RUN if is_back or is_new else CONFIG_ERRORS
-            if count := self._ledger.forgive(run.run, sorted(passed)):
+            is_new = self._ledger.say_once(run.run, "run_config", run.config.digest)
+            was_there = before is not None and before.config is not None
+            # One that says the same as before mends nothing: lifted for it, a step's attempts would begin anew without end.
+            passed = OF_THE_RUN if is_new else frozenset() if was_there else CONFIG_ERRORS
+            if passed and (count := self._ledger.forgive(run.run, sorted(passed))):
                 why = "its run config is there, or another one"
                 self._log.info("quarantine_lifted", root=root, run=run.name, path=run.run, steps=count, message=why)
-            block = self._ledger.block(run.run)
-            if block is not None and block.config != run.config.sha256:
-                self._ledger.forget_block(run.run)
-                self._look(run.run)  # its unsupported steps wait for nothing: they are reported again
+            self._lift_block(run, self._ledger.block(run.run))
         self.judge_run(run.run)
+
+    def _lift_block(self, run: Run | None, block: Block | None) -> None:
+        """Has a refused run judged anew where its run config is not the one that was refused."""
+        if block is not None and run is not None and run.config is not None and run.config.digest != block.config:
+            self._ledger.forget_block(run.run)
+            self._report(run.run)  # its unsupported steps wait for nothing
 
     def on_run_gone(self, message: RunGone) -> None:
         """The last step of a run is gone, and so is the run: what comes at its path is judged anew."""
@@ -148,6 +155,7 @@ class Tracker:
             next_attempt=judged.not_before or None,
             answer=facts.answer if is_final or facts.answer.after else None,
             converted=row.converted or (facts.answer.fingerprint if is_done else ""),
+            listed="" if is_final and facts.answer.fingerprint == row.converted else row.listed,
             refused=facts.answer.fingerprint if is_refused else row.refused,
             held=held_by(row, judged.state),
             wish=verdict.wish(run, settings) if is_done else row.wish,
@@ -302,7 +310,8 @@ class Tracker:
                 log.info("conversion_skipped", reason="incomplete", message=tracked.facts.answer.reason)
 
     def block(self, root: str, facts: Step, block: Block, fields: dict[str, Any]) -> None:
-        """Nothing of this run can be converted: remembers it, and says it once."""
+        """Nothing of this run can be converted, with the run config that was refused: remembers it, and says it once."""
         self._ledger.set_block(facts.run, block)
         self._news.unsupported(self.step_log(root, facts), facts.run, fields)
+        self._lift_block(self.runs.get(facts.run), block)
         self.judge_run(facts.run)

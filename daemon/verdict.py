@@ -37,7 +37,7 @@ class Block(NamedTuple):
     asked: str = ""
     """The exceptions that were allowed when it was refused (`exceptions`); empty: not known."""
     config: str = ""
-    """sha256 of the run config that was refused; empty: there was none."""
+    """`config_of` the attempt that was refused; empty: there was none."""
     step: int = -1
     """The step that was tried."""
 
@@ -50,7 +50,7 @@ def exceptions(settings: Settings) -> str:
 
 def _holds(block: Block, run: Run | None, settings: Settings) -> bool:
     """Whether a run is still refused: with another run config, or other exceptions, it is judged anew."""
-    if run is not None and run.config is not None and run.config.sha256 != block.config:
+    if run is not None and run.config is not None and run.config.digest != block.config:
         return False
     if block.asked:
         return block.asked == exceptions(settings)
@@ -69,7 +69,7 @@ def judge(
 ) -> Verdict:
     """The verdict on a step; `row` is of this very save; `fresh` takes up what failed or was removed (`--once`)."""
     answer = step.answer
-    has_changed = row is not None and row.converted not in ("", answer.fingerprint)
+    has_changed = row is not None and row.is_of_other_files(answer.fingerprint)
     if answer.state in ("complete", "suspect") and not has_changed and _is_published(step, run, row, settings):
         return Verdict(State.DONE, "up_to_date")
     match answer.state:
@@ -106,8 +106,8 @@ def judge(
 
 
 def config_of(run: Run | None) -> str:
-    """sha256 of the run config; empty: there is none."""
-    return run.config.sha256 if run is not None and run.config is not None else ""
+    """Hash of what the run config says; empty: there is none."""
+    return run.config.digest if run is not None and run.config is not None else ""
 
 
 def wish(run: Run | None, settings: Settings) -> str:

@@ -73,9 +73,9 @@ class RootWatcher:
             pause = RESTART_FIRST if time.monotonic() - started > 600.0 else min(pause * 2, RESTART_MOST)
             await asyncio.sleep(pause)
 
-    def look(self, path: str) -> None:
-        """Asks for a step or a run to be looked at and reported again."""
-        self._send(Look(path=path))
+    def look(self, path: str, *, is_known: bool = False) -> None:
+        """Asks for a step or a run to be looked at and reported again; `is_known`: only reported."""
+        self._send(Look(path=path, is_known=is_known))
 
     async def sweep(self, folder: str, *, timeout: float) -> None:
         """Has removed what a killed worker left in `folder`; gives up after `timeout` seconds."""

@@ -57,11 +57,11 @@ class Watchers(Mapping[str, RootWatcher]):
         watcher = self._watchers.get(root)
         return watcher.settings if watcher is not None else None
 
-    def look_again(self, path: str) -> None:
-        """Looks at a path below a root, or at a root below it, as if for the first time."""
+    def look_again(self, path: str, *, is_known: bool = False) -> None:
+        """Looks at a path below a root, or at a root below it, as if for the first time; `is_known`: see `messages.Look`."""
         for root, watcher in self._watchers.items():
             if f"{path}/".startswith(f"{root.rstrip('/')}/") or f"{root}/".startswith(f"{path.rstrip('/')}/"):
-                watcher.look(path)
+                watcher.look(path, is_known=is_known)
 
     @property
     def away(self) -> int:

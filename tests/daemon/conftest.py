@@ -77,7 +77,7 @@ def run_facts(*, keep_latest_k: int | None = 4, dtype: str = "bfloat16") -> Run:
     return Run(
         run="/r/a",
         name="a",
-        config=RunConfigFacts(path="/r/a/config.json", sha256="0" * 64, dtype=dtype, keep_latest_k=keep_latest_k),
+        config=RunConfigFacts(path="/r/a/config.json", digest="0" * 64, dtype=dtype, keep_latest_k=keep_latest_k),
     )
 
 

@@ -61,7 +61,7 @@ def publish() -> None:
         os.rename(staging, target)
         say(
             "conversion_succeeded", output=str(target), bytes_written=1, save_id=probe["save_id"], duration_seconds=0.1,
-            listing=probe["fingerprint"],
+            listing="of another host" if behaviour == "lists otherwise" else probe["fingerprint"],
             statistics={"compared_with": None, "parts": ["0"], "rms": [0.5], "rms_error": [0.0], "update": None, "update_error": None, "added_rows": None},
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from daemon.jobbook import Job
 from daemon.ledger import Ledger
 from daemon.messages import Answer
 from daemon.process import owner_of
-from daemon.records import Outcome, State
+from daemon.records import Held, Outcome, State
 from daemon.verdict import Block
 from tests.daemon.conftest import row
 
@@ -129,6 +129,22 @@ def test_retry_forgets_failures_of_a_step_or_a_run(ledger: Ledger, state: State)
     assert ledger.block("/r/a") is None
     assert ledger.request("/r/a", accept_copy=False) == 2
     assert {found.state for found in ledger.rows()} == {State.PENDING}
+
+
+def test_what_passed_is_forgiven_of_steps_that_are_away_or_saved_anew_meanwhile_too(ledger: Ledger) -> None:
+    held = Held(State.QUARANTINED, "why", "AssetsInvalid", "", None)
+    ledger.put(row(10, state=State.VANISHED, attempts=1, held=held))
+    ledger.put(row(20, state=State.SUSPECT, attempts=1, held=held._replace(error="PayloadCorrupt")))
+    ledger.put(row(30, state=State.QUARANTINED, attempts=1, error="AssetsInvalid"))
+    ledger.put(row(30, state=State.INCOMPLETE, save_id=""))
+    ledger.put(row(40, state=State.SUSPECT, held=held._replace(state=State.FOREIGN)))
+
+    assert ledger.forgive("/r/a", ["AssetsInvalid"]) == 2
+    found = {step: ledger.row(f"/r/a/step-{step}", "save-1") for step in (10, 20, 30, 40)}
+    assert {step: (one.state, one.attempts) for step, one in found.items() if one and one.held is None} == {
+        10: (State.VANISHED, 0),
+        30: (State.PENDING, 0),
+    }
 
 
 def test_retry_does_not_touch_what_is_done_nor_other_runs_of_a_similar_name(ledger: Ledger) -> None:

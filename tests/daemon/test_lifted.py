@@ -1,6 +1,7 @@
 """A quarantine for a reason that is gone is lifted, by nobody's hand; it is told once, however often it is looked at again."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,10 +68,27 @@ def test_another_run_config_lifts_what_the_run_was_quarantined_for_at_once(
     daemon.wait_for("conversion_failed", quarantined=True)
     (run / "behaviour").unlink()
     said = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(said | {"corrected": True}))
+    said["training"]["seq_len"] = 256
+    (run / "config.json").write_text(json.dumps(said))
 
     assert daemon.wait_for("quarantine_lifted")["steps"] == 1
     daemon.wait_for("conversion_succeeded")
+
+
+def test_a_run_config_that_is_written_anew_and_says_the_same_lifts_nothing(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("fail TiedWeightsDiffer never")
+    daemon = start(DCP2HF_RESCAN_INTERVAL="0.5")
+    daemon.wait_for("conversion_failed", quarantined=True)
+    text = (run / "config.json").read_text()
+    for other in (text + " ", json.dumps(json.loads(text) | {"comment": "the same"}), "{", text):
+        (run / "config.json").write_text(other)
+        time.sleep(1.2)
+
+    assert not daemon.events("quarantine_lifted")
+    assert conversions(run) == ["step-10"]
 
 
 def test_what_is_wrong_with_the_step_itself_is_not_tried_again_and_names_the_command_that_would(

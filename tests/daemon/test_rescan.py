@@ -121,3 +121,17 @@ def test_every_settled_step_is_listed_once_in_so_many_rescans_and_files_rewritte
         ]
 
     assert sorted(found) == list(OLDER)
+
+
+def test_a_run_that_is_reported_again_is_reported_whole_and_no_metadata_is_read_for_it(
+    run: Path, tmp_path: Path
+) -> None:
+    look = Look(tmp_path / "root")
+    look.scan()
+    look.probes.clear()
+    look.survey.look(str(run), is_known=True)
+
+    assert [m.step for m in look.said() if isinstance(m, Step)] == [*OLDER, 100]
+    assert look.probes == []
+    look.survey.look(str(run))
+    assert len(look.probes) == len(OLDER) + 1, "unless it is looked at anew"

@@ -779,7 +779,51 @@ def test_an_unsupported_run_is_judged_anew_when_its_run_config_changes(
     time.sleep(2.5)
     assert len(conversions(run)) == 1
     (run / "behaviour").unlink()
-    (run / "config.json").write_text((run / "config.json").read_text() + " ")
+    set_length(run, 256)
+
+    daemon.wait_for("conversion_succeeded")
+    assert daemon.stop() == 0
+
+
+def set_length(run: Path, seq_len: int) -> None:
+    """Another maximum sequence length in the run config."""
+    said = json.loads((run / "config.json").read_text())
+    said["training"]["seq_len"] = seq_len
+    (run / "config.json").write_text(json.dumps(said))
+
+
+def test_a_run_config_that_changes_while_the_one_before_it_is_refused_is_tried(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("fail_late RoutingDrift unsupported")
+    daemon = start(str(tmp_path / "root"), DCP2HF_RESCAN_INTERVAL="1s")
+    wait_until(lambda: conversions(run) == ["step-10"])
+    (run / "behaviour").unlink()
+    set_length(run, 256)
+
+    daemon.wait_for("run_unsupported")
+    daemon.wait_for("conversion_succeeded")
+    assert daemon.stop() == 0
+    assert states(tmp_path) == {10: "done"}
+
+
+def test_a_converter_that_sees_other_mtimes_than_the_scanner_for_good_converts_once_and_a_change_is_noticed(
+    make_run: MakeRun, tmp_path: Path, start: Start
+) -> None:
+    run = make_run("a", 10)
+    (run / "behaviour").write_text("lists otherwise")
+    daemon = start(str(tmp_path / "root"), DCP2HF_RESCAN_INTERVAL="0.5s")
+    daemon.wait_for("conversion_succeeded")
+    time.sleep(3.0)
+    assert daemon.stop() == 0
+    assert conversions(run) == ["step-10"]
+    daemon = start(str(tmp_path / "root"), DCP2HF_RESCAN_INTERVAL="0.5s")
+    daemon.wait_for("root_watched")
+    time.sleep(2.0)
+    assert conversions(run) == ["step-10"], "nor after a restart"
+    for file in (run / "step-10").iterdir():
+        os.utime(file, ns=(1, file.stat().st_mtime_ns + 3_000_000_000))
 
     daemon.wait_for("conversion_succeeded")
     assert daemon.stop() == 0

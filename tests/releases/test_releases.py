@@ -13,7 +13,11 @@ from converter import manifest
 from daemon import database, status
 from daemon.database import MIGRATIONS, NAME
 from daemon.ledger import Ledger
+from daemon.messages import Answer, Published, Step
 from daemon.records import State
+from daemon.settings import Settings
+from daemon.verdict import judge
+from tests.daemon.conftest import run_facts
 from tests.releases.__main__ import KEPT, ROOT, RUNS
 
 VERSIONS = sorted(path.name for path in KEPT.iterdir() if (path / "ledger.sql").exists())
@@ -65,6 +69,21 @@ def test_a_ledger_of_each_release_is_brought_up_to_date_and_says_what_it_said(st
     assert ledger.last_attempts()[rows["broken"].path]["error"] == "NonFiniteTensor"
     assert ledger.take_requests([ROOT]) == [f"{ROOT}/copied/checkpoint"]
     assert [delivery.hook for delivery in ledger.due([ROOT], 4e9)] == ["on_failure"]
+
+
+def test_a_listing_that_a_release_hashed_otherwise_is_no_change_of_what_it_converted_or_refused(
+    state_dir: Path,
+) -> None:
+    rows = {row.run_name: row for row in Ledger.open(state_dir).rows()}
+    now, settings, run = 4e9, Settings(), run_facts()
+
+    for name, state in (("good", State.DONE), ("broken", State.QUARANTINED)):
+        row = rows[name]
+        place = Published(place="alongside", ours=True, up_to_date=True, save_id=row.save_id)
+        answer = Answer(state="complete", fingerprint="as it is hashed today", save_id=row.save_id)
+        step = Step(run=row.run, step=2, path=row.path, answer=answer, published=(place,) if name == "good" else ())
+        assert judge(step, run, row, None, settings, now=now).state == state
+        assert row.converted == row.refused == ""
 
 
 def test_brought_up_to_date_it_has_the_schema_of_a_new_one_so_released_migrations_did_not_change(
