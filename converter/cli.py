@@ -274,34 +274,50 @@ def _passed_over(folder: Path) -> list[str]:
 def _convert_all(
     steps: list[Path], named: bool, options: Options, report: Callable[[str, dict[str, Any]], None]
 ) -> int:
-    """Exit code of converting these steps; one step's failure does not stop the others."""
+    """Exit code of converting these steps."""
+
+    def refused(step: Path, error: errors.ConversionError, is_failure: bool) -> None:
+        said = error.as_event() | {"step": layout.step_number(step.name)}
+        if is_failure:
+            report("conversion_failed", said)
+        else:
+            report("conversion_skipped", said | {"reason": error.what})
+
+    return _each(steps, named, lambda step: convert_step(step, options, report), refused)
+
+
+def _each(
+    steps: list[Path],
+    named: bool,
+    do: Callable[[Path], None],
+    refused: Callable[[Path, errors.ConversionError, bool], None],
+) -> int:
+    """Exit code of doing something with each of these steps; one step's failure does not stop the others.
+
+    `refused` is told the error, and whether it is a failure: an incomplete step that nobody named is none.
+    """
     failed = done = 0
     for step in steps:
         try:
-            convert_step(step, options, report)
+            do(step)
             done += 1
-        except (errors.StepIncomplete, errors.NoModelInStep) as error:
-            report(
-                "conversion_failed" if named else "conversion_skipped",
-                error.as_event() | {"step": layout.step_number(step.name), "reason": error.what},
-            )
-            failed += named
         except errors.ConversionError as error:
-            report("conversion_failed", error.as_event() | {"step": layout.step_number(step.name)})
-            failed += 1
+            is_failure = named or not isinstance(error, errors.StepIncomplete | errors.NoModelInStep)
+            refused(step, error, is_failure)
+            failed += is_failure
     return EXIT_FAILED if failed else EXIT_OK if done else EXIT_NOTHING
 
 
 def _dry_run(steps: list[Path], named: bool, options: Options) -> int:
-    fine = False
-    for step in steps:
-        try:
-            would, text = preview(step, options)
-            fine = True
-        except errors.ConversionError as error:
-            would, text = False, f"{error} ({error.hint})"
+    """The exit code that converting these steps has, as far as a look tells."""
+
+    def say(step: Path, would: bool, text: str) -> None:
         print(errors.printable(f"{step.name}: {'would convert to' if would else 'would not convert:'} {text}"))
-    return EXIT_OK if fine else EXIT_FAILED if named else EXIT_NOTHING
+
+    def refused(step: Path, error: errors.ConversionError, _: bool) -> None:
+        say(step, False, f"{error} ({error.hint})")
+
+    return _each(steps, named, lambda step: say(step, *preview(step, options)), refused)
 
 
 def _usage(text: str) -> NoReturn:

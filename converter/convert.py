@@ -38,6 +38,7 @@ from converter.traffic import drop_from_cache
 
 _SPARE = 64 << 20
 """Bytes that stay free beside an export."""
+_ONLY_HF = "TorchTitan saved HF's tensors alone, with embedding and head as the run ties them"
 Report = Callable[[str, dict[str, Any]], None]
 """Event name and fields; `cli` shows them."""
 
@@ -132,6 +133,11 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
             warnings = assets.disagreements(settled["config"], found, tokenizer["special"]) + tokenizer["warnings"]
             if settled["borrowed"]:
                 warnings.append(f"not checked independently of the base assets: {'; '.join(settled['borrowed'])}")
+            if source.metadata.form == "hf":
+                asked = {"--ignore-tensors": options.ignore_tensors, "--untie": options.untie}
+                warnings += [
+                    f"{flag} does nothing for a step in HF form: {_ONLY_HF}" for flag, on in asked.items() if on
+                ]
             if source.config_is_later:
                 warnings.append(
                     "not checked that the run config is the one this step was trained with: it was written after this step, "

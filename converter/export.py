@@ -84,7 +84,7 @@ class Exporter:
             self._check_zero(shards)
             self.outcome.bytes_read = shards.bytes_read
         self.sink.finish()
-        check_finite(self.step, self.outcome)
+        check_finite(self.step, self.outcome, {export.name: export.source for export in self.plan.exports})
         check_range(self.step, self.outcome, self.dtype)
         return self.outcome
 
@@ -194,13 +194,15 @@ def check_tied(step: Path, tied: tuple[str, str], *, same: bool) -> None:
         )  # fmt: skip
 
 
-def check_finite(step: Path, outcome: Outcome) -> None:
-    """No NaN and no infinity in any tensor. Raises NonFiniteTensor."""
+def check_finite(step: Path, outcome: Outcome, sources: Mapping[str, str]) -> None:
+    """No NaN and no infinity in any tensor. `sources`: HF's name -> FQN in the checkpoint. Raises NonFiniteTensor."""
     bad = {name: c for name, c in outcome.counts.items() if c.nan or c.inf}
     if bad:
         first = sorted(bad)
+        fqn = sources.get(first[0], first[0])
+        stored = f"; in the checkpoint {fqn[:200]}" if fqn != first[0] else ""
         raise errors.NonFiniteTensor(
-            f"{len(bad)} tensors hold NaN or infinity, first {first[0]} ({bad[first[0]].nan} NaN, {bad[first[0]].inf} infinite)",
+            f"{len(bad)} tensors hold NaN or infinity, first {first[0]} ({bad[first[0]].nan} NaN, {bad[first[0]].inf} infinite){stored}",
             path=step, hint="look at the training run: its weights are broken",
             figures={"tensors": {name: {"nan": bad[name].nan, "inf": bad[name].inf} for name in first[:50]}, "count": len(bad),
                      "nan": sum(c.nan for c in bad.values()), "inf": sum(c.inf for c in bad.values())},

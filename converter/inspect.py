@@ -5,7 +5,7 @@ from typing import Any
 
 from converter import assets, errors, layout, manifest, storage
 from converter.checkpoint import StorageMetadata
-from converter.source import Options, check_replaceable, look, output_folder, reason_to_skip, source_names
+from converter.source import Options, check_replaceable, look, output_folder, source_names
 
 _EMBEDDING, _HEADS = "tok_embeddings.weight", ("output.weight", "lm_head.weight")
 
@@ -24,12 +24,17 @@ def preview(step: Path, options: Options) -> tuple[bool, str]:
         published = output_folder(step, source.run, source.metadata, source.dtype, options) / layout.published_name(
             number
         )
-        if reason := reason_to_skip(published, source, options):
-            return False, f"{published} is {reason}"
         current = manifest.is_up_to_date(
             published, save_id=source.metadata.save_id, dtype=source.dtype, max_shard_size=options.max_shard_size
         )
-        found = check_replaceable(published, published, source, options)
+        if current and options.if_exists == "skip":
+            return False, f"{published} is up to date"
+        try:
+            found = check_replaceable(published, published, source, options)
+        except errors.OutputForeign as error:
+            if options.if_exists != "skip":
+                raise
+            return False, f"{error} ({error.hint})"
     except OSError as error:
         raise errors.from_oserror(error) from error
     text = f"{published} ({source.dtype})"

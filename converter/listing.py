@@ -39,10 +39,9 @@ _TRANSFERS = (
 """Temporary names under which tools write a file before they rename it; the group is the file's own name."""
 _TRANSFER = re.compile("|".join(f"(?:{pattern})" for pattern in _TRANSFERS))
 _OF_CHECKPOINT = re.compile(
-    r"\.metadata(\..*)?|.*\.distcp|.*\.safetensors(\.index\.json)?|sharded|metadata\.pkl|model_\d+\.pt|"
-    + _TRANSFER.pattern
+    r"\.metadata(\..*)?|.*\.distcp|.*\.safetensors(\.index\.json)?|sharded|metadata\.pkl|model_\d+\.pt"
 )
-"""Names that may hold a checkpoint, or what a tool is about to put under one."""
+"""Names that may hold a checkpoint."""
 _TRANSFER_FOLDERS = frozenset({".~tmp~", ".rsync-partial", ".rsync-tmp"})
 """Folders in which rsync keeps files until all are there (`--delay-updates`), or by convention what it has of one."""
 
@@ -98,8 +97,15 @@ class Listing:
 
 
 def is_of_checkpoint(file: FileFacts) -> bool:
-    """Whether an entry is one of DCP, of HF form or of torch_checkpointing, or a temporary file of a copy."""
-    return _OF_CHECKPOINT.fullmatch(file.name) is not None or file.name in _TRANSFER_FOLDERS
+    """Whether an entry is one of DCP, of HF form or of torch_checkpointing, or a temporary file that becomes one."""
+    names = (file.name, _target(file.name))
+    return file.name in _TRANSFER_FOLDERS or any(_OF_CHECKPOINT.fullmatch(name) for name in names)
+
+
+def _target(name: str) -> str:
+    """The file's own name under which another tool puts a temporary file of this name in the end; "" for any other name."""
+    match = _TRANSFER.fullmatch(name)
+    return next((group for group in match.groups() if group), "") if match else ""
 
 
 def list_step(path: Path) -> Listing:
@@ -209,8 +215,7 @@ def _transfer(listing: Listing, names: Collection[str]) -> str | None:
             continue
         if entry.name in _TRANSFER_FOLDERS and not entry.is_file:
             return entry.name
-        match = _TRANSFER.fullmatch(entry.name)
-        target = next((group for group in match.groups() if group), "") if match else ""
+        target = _target(entry.name)
         if target in names and (found := listing.get(target)) and found.ctime_ns <= entry.ctime_ns:
             return entry.name
     return None

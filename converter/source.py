@@ -118,6 +118,12 @@ def look(step: Path, options: Options, *, wait: bool = True) -> Source:
         left_out = {*ignored}
         kept = {fqn: items for fqn, items in metadata.tensors.items() if fqn not in left_out}
         metadata = replace(metadata, tensors=kept)
+    if ignored and not metadata.tensors:
+        raise errors.NoModelInStep(
+            f"--ignore-tensors leaves out every tensor of the step ({len(ignored)}, first {ignored[0][:200]!r})",
+            path=step,
+            hint="nothing to convert; if the model's are among them, narrow --ignore-tensors to what lies beside the model",
+        )
     if not metadata.tensors:
         raise errors.NoModelInStep(
             "the checkpoint holds no model tensors (optimizer or dataloader only)",

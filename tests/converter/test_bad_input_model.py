@@ -193,7 +193,11 @@ def test_a_record_of_other_sizes_than_the_tensors_is_refused(copy_step: CopyStep
         ("lora", errors.UnsupportedModel, "LoRA weights"),
         ("fused_qkv", errors.UnsupportedModel, "wqkv.weight"),
         ("untied_values", errors.TiedWeightsDiffer, "lm_head.weight"),
-        ("nan", errors.NonFiniteTensor, "model.layers.1.mlp.down_proj.weight (1 NaN, 0 infinite)"),
+        (
+            "nan",
+            errors.NonFiniteTensor,
+            "model.layers.1.mlp.down_proj.weight (1 NaN, 0 infinite); in the checkpoint layers.1.feed_forward.w2.weight",
+        ),
         ("inf", errors.NonFiniteTensor, "model.layers.2.mlp.experts.4.up_proj.weight (0 NaN, 1 infinite)"),
         ("moe_bias", errors.RoutingDrift, "0.5"),
         ("moe_bias_old", errors.RoutingDrift, "0.5"),

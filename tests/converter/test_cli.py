@@ -156,7 +156,7 @@ def test_a_dry_run_says_what_would_happen_and_why_not_and_writes_nothing(run: Pa
     before = tree(run.parent, times=True)
     code, out, _ = dcp2hf("convert", "--dcp-path", run, "--dry-run")
     lines = out.splitlines()
-    assert code == 0
+    assert code == 1
     assert lines[:2] == [f"step-{n}: would convert to {run / f'step-{n}-hf'} (float32)" for n in (2, 4)]
     assert lines[2].startswith("step-6: would not convert: the step is not complete: __1_0.distcp is missing")
     assert lines[3].startswith("step-8: would not convert: the published directory holds files")
@@ -176,9 +176,59 @@ def test_a_dry_run_says_what_would_be_replaced_whose_and_in_which_dtype(run: Pat
     (published / "conversion.json").unlink()
     assert dcp2hf(*command, "--dry-run")[1] == f"{would}, replacing an export without our manifest (bfloat16)\n"
     code, out, _ = dcp2hf(*command, "--dry-run", "--if-exists", "skip")
-    assert (code, "would not convert" in out, "without our manifest" in out) == (1, True, True)
+    assert (code, "would not convert" in out, "without our manifest" in out) == (0, True, True)
     (published / "thesis.tex").touch()
     assert "replacing somebody's files (bfloat16)" in dcp2hf(*command, "--dry-run", "--force")[1]
+
+
+def make_foreign(run: Path) -> None:
+    (run / "step-4-hf").mkdir()
+    (run / "step-4-hf" / "thesis.tex").touch()
+
+
+def make_all_suspect(run: Path) -> None:
+    for step in run.glob("step-*"):
+        make_newer(step, 60)
+
+
+def make_all_incomplete(run: Path) -> None:
+    for step in run.glob("step-*"):
+        (step / ".metadata").unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda run: None,
+        make_foreign,
+        lambda run: make_newer(run / "step-2", 60),
+        make_all_suspect,
+        lambda run: (run / "step-2" / ".metadata").unlink(),
+        make_all_incomplete,
+        lambda run: (run / "step-2" / ".metadata").write_bytes(b"no metadata"),
+        lambda run: (run / "config.json").unlink(),
+        lambda run: shutil.rmtree(run / "step-2"),
+    ],
+    ids=[
+        "good",
+        "foreign",
+        "suspect",
+        "all suspect",
+        "incomplete",
+        "all incomplete",
+        "damaged",
+        "no config",
+        "one step",
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--if-exists", "skip")], ids=["overwrite", "skip"])
+def test_a_dry_run_has_the_exit_code_of_the_conversion(
+    spoil: Callable[[Path], None], options: tuple[str, ...], run: Path, dcp2hf: Command
+) -> None:
+    spoil(run)
+    for path in (run, run / "step-4"):
+        dry = dcp2hf("convert", path, "--dry-run", *options)[0]
+        assert dry == dcp2hf("convert", path, "--forward-check", "off", *options)[0]
 
 
 @pytest.mark.parametrize("name", ["lora", "fused_qkv", "optimizer_only", "torch_checkpointing"])

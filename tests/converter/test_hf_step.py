@@ -38,6 +38,19 @@ def test_it_is_completed_with_the_same_weights_and_loads(name: str, copy_step: C
     assert converted.check("forward")["verdict"] == "passed"
 
 
+def test_settings_of_a_dcp_do_nothing_for_a_step_in_hf_form_and_that_is_said(
+    copy_step: CopyStep, convert: Convert
+) -> None:
+    step = copy_step(BY_NAME["last_in_hf_one_file"])
+    plain = convert(step)
+    before = (plain.published / "conversion.json").read_bytes()
+    asked = convert(step, untie=True, ignore_tensors=("model.*",))
+    assert (asked.published / "conversion.json").read_bytes() == before
+    said = [text for text in asked.warnings() if text not in plain.warnings()]
+    assert [text.partition(" ")[0] for text in said] == ["--ignore-tensors", "--untie"]
+    assert all("HF form" in text for text in said)
+
+
 def test_a_moe_in_hf_form_says_that_its_bias_was_not_checked(copy_step: CopyStep, convert: Convert) -> None:
     bias = convert(copy_step(BY_NAME["last_in_hf_moe"])).check("balancing_bias")
     assert bias["verdict"] == "not run"

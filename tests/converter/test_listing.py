@@ -122,6 +122,22 @@ def test_any_write_to_a_checkpoints_file_changes_the_fingerprint(tmp_path: Path)
     assert list_step(tmp_path).fingerprint in seen
 
 
+TEMPORARY = (
+    ".{}.AbC123", "{}.1a2b3c4d.partial", "{}.partial", "{}.1a2b3c4D", "{}_.gstmp", "{}.part.minio", ".syncthing.{}.tmp",
+    ".azDownload-01234567-89ab-cdef-0123-456789abcdef-{}", ".unison.{}.0123.unison.tmp", "{}.filepart", ".in.{}.",
+)  # fmt: skip
+"""A temporary name of every tool that `listing` knows."""
+
+
+@pytest.mark.parametrize("form", TEMPORARY)
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "model-00001-of-00002.safetensors", "eval.result"])
+def test_a_temporary_file_is_of_the_checkpoint_only_if_it_becomes_a_file_of_it(name: str, form: str) -> None:
+    without = listing(("a.distcp", 10, HOUR))
+    beside = listing(("a.distcp", 10, HOUR), (form.format(name), 1, HOUR))
+
+    assert (without.fingerprint == beside.fingerprint) == (name == "eval.result")
+
+
 def test_links_are_told_apart_and_never_files(tmp_path: Path) -> None:
     (tmp_path / "__0_0.distcp").symlink_to("/etc/passwd")
     (tmp_path / "gone").symlink_to("nowhere")

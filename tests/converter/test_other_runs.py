@@ -232,3 +232,13 @@ def test_a_model_that_was_never_tied_is_exported_the_same_with_untie(copy_step: 
     step = copy_step(BY_NAME["dense_untied-0.3-fsdp-bfloat16"])
     manifest = (convert(step).published / "conversion.json").read_bytes()
     assert (convert(step, untie=True).published / "conversion.json").read_bytes() == manifest
+
+
+def test_a_pattern_that_leaves_nothing_of_a_step_is_named_and_no_step_without_a_model_is_blamed(
+    copy_step: CopyStep, refused: Refused
+) -> None:
+    step = copy_step(OLD)
+    renamed(step, lambda fqn: f"transformer.{fqn}")
+    error = refused(step, errors.NoModelInStep, ignore_tensors=("*",))
+    assert "--ignore-tensors leaves out every tensor" in error.what
+    assert "narrow" in error.hint
