@@ -1,5 +1,6 @@
 """Owns what `dcp2hfd check` says: where the ledger is, how each root would be watched, and what cannot be reached now."""
 
+import contextlib
 import errno
 import os
 import shlex
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from converter import errors, layout, run_config
+from converter.listing import METADATA
 from daemon import looking, mounts, roots, units, verdict
 from daemon.keys import HOOKS
 from daemon.settings import Settings
@@ -29,6 +31,7 @@ def report(settings: Settings, state_dir: Path, *, patience: float = PATIENCE) -
     away = 0
     for root in settings.roots:
         here, problem = settings.for_root(root), problem_of(root, patience=patience)
+        read_only = "" if problem else problem_of_writing(root, patience=patience)
         uses = here.observer
         if uses == "auto":
             uses = "inotify" if mounts.has_events(root) else "polling"
@@ -38,13 +41,15 @@ def report(settings: Settings, state_dir: Path, *, patience: float = PATIENCE) -
         if problem:
             away += 1
             yield f"  warning: {problem}"
-        elif read_only := problem_of_writing(root, patience=patience):
+        elif read_only:
             yield f"  warning: {read_only}"
         yield (
             f"  runs up to {here.max_depth} folders below, {here.order} step first, output {here.output}, dtype {here.dtype}"
         )
         yield from _of_assets(here, patience)
         if not problem:
+            if not read_only:
+                yield from _of_rights(root, here, patience)
             yield from _of_retention(root, here, patience)
         for name in HOOKS:
             if argv := getattr(here, name):
@@ -75,7 +80,82 @@ def problem_of(root: str, *, patience: float, listing: Callable[[str], object] =
         return ""
 
     (said,) = looking.within(patience, look)
-    return f"no answer within {patience:.0f} s: does its mount hang?" if said is None else said
+    return _no_answer(patience) if said is None else said
+
+
+def _no_answer(patience: float) -> str:
+    return f"no answer within {patience:.0f} s: does its mount hang?"
+
+
+def _of_rights(root: str, here: Settings, patience: float) -> Iterator[str]:
+    """What this user may not do at or below `root` and the service must: read runs, and write where exports go."""
+    (found,) = looking.within(patience, lambda: list(_missing_rights(root, here)))
+    if found is None:
+        yield f"  warning: whether this user has the rights it needs is not known: {_no_answer(patience)}"
+    for line in (found or ())[:NAMED]:
+        yield f"  warning: {line}"
+    if found and len(found) > NAMED:
+        yield f"  and {len(found) - NAMED} more"
+
+
+def _missing_rights(root: str, here: Settings) -> Iterator[str]:
+    for path, folder in _folders(root, here.max_depth):
+        if isinstance(folder, OSError):
+            yield _not_readable(path, folder)
+            continue
+        if not os.access(path, os.X_OK, effective_ids=True):  # it can be listed, and nothing in it opened
+            yield _not_readable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+            continue
+        if not folder.is_run:
+            continue
+        step = f"{path}/step-{max(folder.steps)}"
+        try:
+            if METADATA in os.listdir(step):
+                os.close(os.open(f"{step}/{METADATA}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
+            _run_config(step, here)
+        except OSError as error:
+            yield _not_readable(str(error.filename or step), error)
+        except errors.MachineFailure as error:
+            yield f"{error}; {error.hint}"
+        except errors.ConversionError:
+            pass  # not there yet, or half-written: no matter of rights
+        below = here.output != "alongside" and layout.SUBDIRECTORY in folder.subfolders
+        needed = {f"{path}/{layout.SUBDIRECTORY}": below, path: here.output != "subdirectory" or not below}
+        for target in (name for name, is_needed in needed.items() if is_needed):
+            if not os.access(target, os.W_OK | os.X_OK, effective_ids=True):
+                yield (
+                    f"{target}: this user may not write exports there: give its group rwx (chmod g+rwxs, and umask 002 in the "
+                    "trainer), or run the service as the training user (docs/operators.md, Rights)"
+                )
+
+
+def _not_readable(path: str, error: OSError) -> str:
+    if error.errno in errors.DENIED:
+        return (
+            f"{path}: this user may not read it ({error.strerror}): give its group r and, of folders, x (docs/operators.md, "
+            "Rights)"
+        )
+    return f"{path}: it cannot be read now ({error.strerror}): look at the mount and its server"
+
+
+def _folders(path: str, depth: int) -> Iterator[tuple[str, roots.Folder | OSError]]:
+    """Every folder from `path` on, `depth` levels, that may be a run or hold one; or why it cannot be listed."""
+    try:
+        folder = looking.listed(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        yield path, error
+        return
+    yield path, folder
+    for name in folder.subfolders if depth > 0 and not folder.is_run else ():
+        yield from _folders(f"{path.rstrip('/')}/{name}", depth - 1)
+
+
+def _run_config(step: str, here: Settings) -> run_config.RunConfig:
+    """The run config of a step. Raises ConversionError."""
+    logs = [Path(one) for one in here.logs_roots]
+    return run_config.find(Path(step), names=here.run_config_names, logs_roots=logs)
 
 
 def _of_retention(root: str, here: Settings, patience: float) -> Iterator[str]:
@@ -85,7 +165,7 @@ def _of_retention(root: str, here: Settings, patience: float) -> Iterator[str]:
     """
     if here.output == "subdirectory":
         return
-    (found,) = looking.within(patience, lambda: list(_kept(root, here, here.max_depth)))
+    (found,) = looking.within(patience, lambda: list(_kept(root, here)))
     if found is None:
         yield f"  warning: what keep_latest_k keeps is not known: no answer within {patience:.0f} s"
     hazards = [(run, keep) for run, keep in found or () if keep > 2 or (keep and here.output == "alongside")]
@@ -95,32 +175,27 @@ def _of_retention(root: str, here: Settings, patience: float) -> Iterator[str]:
         yield f"  and {len(hazards) - NAMED} more runs"
 
 
-def _kept(path: str, here: Settings, depth: int) -> Iterator[tuple[str, int]]:
-    """Runs at or below `path` and the `keep_latest_k` that they recorded; what cannot be read is left out."""
-    try:
-        with os.scandir(path) as entries:
-            folder = roots.interpret(
-                roots.Entry(e.name, e.is_dir(follow_symlinks=False), e.is_symlink()) for e in entries
-            )
-        if folder.is_run:
-            step = Path(path, f"step-{max(folder.steps)}")
-            logs = [Path(one) for one in here.logs_roots]
-            yield path, run_config.find(step, names=here.run_config_names, logs_roots=logs).keep_latest_k or 0
-    except (OSError, errors.ConversionError):
-        return
-    for name in folder.subfolders if depth > 0 and not folder.is_run else ():
-        yield from _kept(f"{path.rstrip('/')}/{name}", here, depth - 1)
+def _kept(root: str, here: Settings) -> Iterator[tuple[str, int]]:
+    """Runs at or below `root` and the `keep_latest_k` that they recorded; what cannot be read is left out."""
+    for path, folder in _folders(root, here.max_depth):
+        if not isinstance(folder, OSError) and folder.is_run:
+            with contextlib.suppress(OSError, errors.ConversionError):
+                yield path, _run_config(f"{path}/step-{max(folder.steps)}", here).keep_latest_k or 0
 
 
 def problem_of_writing(root: str, *, patience: float) -> str:
     """Why nothing could be published on `root`, "" if nothing speaks against it: by the mount, and by the service's unit."""
 
-    def ask(path: str) -> None:
-        if os.statvfs(path).f_flag & os.ST_RDONLY:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+    def ask() -> str:
+        try:
+            flags = os.statvfs(root).f_flag
+        except OSError as error:
+            return f"its file system cannot be asked now ({error.strerror}): look at the mount and its server"
+        return "it is mounted read-only here: nothing can be published on it" if flags & os.ST_RDONLY else ""
 
-    if problem_of(root, patience=patience, listing=ask):
-        return "it is mounted read-only here: nothing can be published on it"
+    (said,) = looking.within(patience, ask)
+    if said or said is None:
+        return said or _no_answer(patience)
     unit = _unit(patience)
     if unit.get("LoadState") != "loaded" or unit.get("ProtectSystem") != "strict":
         return ""

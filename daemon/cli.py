@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
 
     run = command("run", _run, "Convert what is complete, then keep watching.")
     run.add_argument(
-        "--once", action="store_true", help="convert what is complete, then exit (0: all fine, 1: an attempt failed)"
+        "--once",
+        action="store_true",
+        help="convert what is complete, then exit (0: all fine, 1: an attempt failed, or a root was away)",
     )
     run.add_argument(
         "--dry-run",

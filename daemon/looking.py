@@ -33,7 +33,7 @@ def within(patience: float, *looks: Callable[[], _T]) -> list[_T | None]:
     return list(found)
 
 
-def _listed(path: str) -> roots.Folder:
+def listed(path: str) -> roots.Folder:
     """What a folder holds. Raises OSError."""
     with os.scandir(path) as entries:
         return roots.interpret(roots.Entry(e.name, e.is_dir(follow_symlinks=False), e.is_symlink()) for e in entries)
@@ -64,9 +64,9 @@ def at_root(root: str, runs: Iterable[str]) -> Looked:
 
 def _names(run: str) -> Names | None:
     try:
-        folder = _listed(run)
+        folder = listed(run)
         below = layout.SUBDIRECTORY in folder.subfolders
-        exports = _listed(f"{run}/{layout.SUBDIRECTORY}").published if below else frozenset[int]()
+        exports = listed(f"{run}/{layout.SUBDIRECTORY}").published if below else frozenset[int]()
         return Names(folder.steps, folder.published | exports)
     except (FileNotFoundError, NotADirectoryError):
         return Names(frozenset(), frozenset())

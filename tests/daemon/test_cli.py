@@ -1,21 +1,26 @@
 """The `dcp2hfd` command: what it prints, what it exits with, and how light it stays."""
 
+import contextlib
+import errno
 import json
 import os
 import re
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from daemon import check, cli, status
 from daemon.ledger import Ledger
 from daemon.messages import Answer
 from daemon.records import Outcome, State
+from daemon.settings import Settings
 from tests.daemon.conftest import row
 
 REPOSITORY = Path(__file__).parents[2]
@@ -368,6 +373,91 @@ def test_check_says_of_a_root_that_the_unit_may_not_write_to_it(
 
     assert check.problem_of_writing(f"{tmp_path}/a/runs", patience=5) == ""
     assert "ReadWritePaths=" in check.problem_of_writing(f"{tmp_path}/b", patience=5)
+
+
+@contextlib.contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Without root's rights, which no mode limits."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def runs() -> Iterator[Path]:
+    """A root with one run, in a folder that everybody may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "runs", "a", "checkpoint")
+        (run / "step-10").mkdir(parents=True)
+        (run / "step-10" / ".metadata").touch()
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            path.chmod(0o777)
+        yield Path(folder, "runs")
+
+
+@pytest.mark.parametrize(
+    ("below", "mode", "said"),
+    [
+        ("a/checkpoint", 0o555, "may not write exports there"),
+        ("a/checkpoint", 0o666, "may not read it"),
+        ("a", 0o300, "may not read it"),
+        ("a/checkpoint/step-10", 0o333, "may not read it"),
+        ("a/checkpoint/step-10/.metadata", 0o000, "may not read it"),
+    ],
+)
+def test_check_names_the_folder_where_a_right_is_missing_and_the_cure(
+    below: str, mode: int, said: str, runs: Path, tmp_path: Path
+) -> None:
+    settings = msgspec.convert({"roots": [str(runs)]}, Settings)
+    with as_somebody_else():
+        assert not [line for line in check.report(settings, tmp_path) if "this user" in line]
+    (runs / below).chmod(mode)
+    with as_somebody_else():
+        lines = [line for line in check.report(settings, tmp_path) if "this user" in line]
+    (runs / below).chmod(0o777)
+
+    assert f"{runs / below}: this user {said}" in lines[0]
+    assert "give its group" in lines[0]
+
+
+def test_check_asks_for_rights_where_exports_go(runs: Path, tmp_path: Path) -> None:
+    (runs / "a" / "checkpoint" / "hf").mkdir()
+    (runs / "a" / "checkpoint" / "hf").chmod(0o555)
+    said = {}
+    for output in ("auto", "alongside", "subdirectory"):
+        settings = msgspec.convert({"roots": [str(runs)], "output": output}, Settings)
+        with as_somebody_else():
+            said[output] = [line for line in check.report(settings, tmp_path) if "may not write" in line]
+
+    assert {output: len(lines) for output, lines in said.items()} == {"auto": 1, "alongside": 0, "subdirectory": 1}
+
+
+@pytest.mark.parametrize(("code", "word"), [(errno.ESTALE, "Stale file handle"), (errno.EIO, "Input/output error")])
+def test_check_calls_a_root_read_only_only_where_it_is(
+    code: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> os.statvfs_result:
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr(os, "statvfs", fail)
+    said = check.problem_of_writing(str(tmp_path), patience=5)
+    assert word in said
+    assert "read-only" not in said
+
+
+def test_check_says_of_a_mount_that_hangs_when_it_is_asked_that_it_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+    monkeypatch.setattr(os, "statvfs", lambda path: hangs.wait())
+    try:
+        assert "no answer within" in check.problem_of_writing(str(tmp_path), patience=0.1)
+    finally:
+        hangs.set()
 
 
 def test_check_gives_up_on_a_root_whose_mount_hangs() -> None:

@@ -5,7 +5,7 @@ complete -c dcp2hfd -n __fish_use_subcommand -a status -d 'Show every step that 
 complete -c dcp2hfd -n __fish_use_subcommand -a retry -d 'Forget the failures of a step or a run and try again.'
 complete -c dcp2hfd -n __fish_use_subcommand -a check -d 'Validate the configuration and say what it would do.'
 complete -c dcp2hfd -n '__fish_seen_subcommand_from run' -l config -r -F -d 'default: $DCP2HF_CONFIG, else /etc/dcp2hf/dcp2hf.toml if it exists'
-complete -c dcp2hfd -n '__fish_seen_subcommand_from run' -l once -d 'convert what is complete, then exit (0: all fine, 1: an attempt failed)'
+complete -c dcp2hfd -n '__fish_seen_subcommand_from run' -l once -d 'convert what is complete, then exit (0: all fine, 1: an attempt failed, or a root was away)'
 complete -c dcp2hfd -n '__fish_seen_subcommand_from run' -l dry-run -d 'say what would be converted to where, and why other steps not; write nothing'
 complete -c dcp2hfd -n '__fish_seen_subcommand_from run' -s h -l help -d 'show what there is, and exit'
 complete -c dcp2hfd -n '__fish_seen_subcommand_from run' -a '(__fish_complete_directories)'
