@@ -79,7 +79,7 @@ def problem_of(root: str, *, patience: float, listing: Callable[[str], object] =
             return f"cannot be listed by this user now: {error.strerror}"
         return ""
 
-    (said,) = looking.within(patience, look)
+    said = looking.within(patience, look)
     return _no_answer(patience) if said is None else said
 
 
@@ -89,7 +89,7 @@ def _no_answer(patience: float) -> str:
 
 def _of_rights(root: str, here: Settings, patience: float) -> Iterator[str]:
     """What this user may not do at or below `root` and the service must: read runs, and write where exports go."""
-    (found,) = looking.within(patience, lambda: list(_missing_rights(root, here)))
+    found = looking.within(patience, lambda: list(_missing_rights(root, here)))
     if found is None:
         yield f"  warning: whether this user has the rights it needs is not known: {_no_answer(patience)}"
     for line in (found or ())[:NAMED]:
@@ -165,7 +165,7 @@ def _of_retention(root: str, here: Settings, patience: float) -> Iterator[str]:
     """
     if here.output == "subdirectory":
         return
-    (found,) = looking.within(patience, lambda: list(_kept(root, here)))
+    found = looking.within(patience, lambda: list(_kept(root, here)))
     if found is None:
         yield f"  warning: what keep_latest_k keeps is not known: no answer within {patience:.0f} s"
     hazards = [(run, keep) for run, keep in found or () if keep > 2 or (keep and here.output == "alongside")]
@@ -193,7 +193,7 @@ def problem_of_writing(root: str, *, patience: float) -> str:
             return f"its file system cannot be asked now ({error.strerror}): look at the mount and its server"
         return "it is mounted read-only here: nothing can be published on it" if flags & os.ST_RDONLY else ""
 
-    (said,) = looking.within(patience, ask)
+    said = looking.within(patience, ask)
     if said or said is None:
         return said or _no_answer(patience)
     unit = _unit(patience)

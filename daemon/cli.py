@@ -15,7 +15,7 @@ from pathlib import Path
 from converter import layout, version
 from converter.columns import allow_any_character
 from converter.errors import printable
-from daemon import config
+from daemon import config, hints
 from daemon.config import SettingsError
 from daemon.database import LedgerError, LedgerNewer
 from daemon.ledger import Ledger
@@ -32,6 +32,7 @@ or in the config file (--config, $DCP2HF_CONFIG, else /etc/dcp2hf/dcp2hf.toml):
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = parser().parse_args(argv)
+    hints.name_config(config.named(options.config))
     try:
         return int(options.go(options))
     except (SettingsError, LedgerError) as error:

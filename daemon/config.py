@@ -68,6 +68,12 @@ def load(
     return settings
 
 
+def named(config: str | None, *, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The file that another shell's command must be told of; None: it finds the configuration by itself, or there is none."""
+    path = config or environ.get(CONFIG_VARIABLE)
+    return os.path.abspath(path) if path and os.path.abspath(path) != DEFAULT_CONFIG else None
+
+
 def load_for_status(
     *, config: str | None = None, environ: Mapping[str, str] = os.environ
 ) -> tuple[Settings, str | None]:

@@ -1,4 +1,4 @@
-"""Owns how a converter's hint, which names flags, is said to an operator of the daemon, who writes keys. Pure."""
+"""Owns how a converter's hint, which names flags, is said to an operator of the daemon, who writes keys, and the commands in it."""
 
 import re
 import shlex
@@ -26,9 +26,23 @@ KEYS = {
 """A flag of `dcp2hf convert` that hints name -> what an operator of dcp2hfd says instead."""
 
 
+_named: list[str] = []
+"""The option with which commands find this process's configuration."""
+
+
+def name_config(file: str | None) -> None:
+    """Has hints name this configuration file; None: commands find it by themselves. Without it `retry` would miss the ledger."""
+    _named[:] = ["--config", file] if file else []
+
+
+def retry(path: str, *options: str) -> str:
+    """The command that tries `path`, a step or a run, again, as a shell takes it."""
+    return shlex.join(["dcp2hfd", "retry", path, *options, *_named])
+
+
 def with_retry(hint: str, path: str) -> str:
     """The hint of a quarantined step: `path`, of the step or of its run, is what is to be tried again when it was followed."""
-    return f"{hint}; then dcp2hfd retry {shlex.quote(path)}" if hint else f"dcp2hfd retry {shlex.quote(path)}"
+    return f"{hint}; then {retry(path)}" if hint else retry(path)
 
 
 def in_keys(hint: str) -> str:

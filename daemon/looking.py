@@ -6,8 +6,8 @@ A path that hangs is left to that thread, which ends with the process.
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, NamedTuple, TypeVar
 
 from converter import layout
 from daemon import roots
@@ -17,20 +17,39 @@ PATIENCE = 3.0
 _T = TypeVar("_T")
 
 
-def within(patience: float, *looks: Callable[[], _T]) -> list[_T | None]:
-    """What each of `looks` returns within `patience` seconds, side by side; None where it does not."""
-    found: list[_T | None] = [None] * len(looks)
+class _Look(Generic[_T]):
+    """One look, in a thread of its own."""
 
-    def run(place: int) -> None:
-        found[place] = looks[place]()
+    def __init__(self, look: Callable[[], _T]) -> None:
+        self.found: _T | None = None
+        self._look = look
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
 
-    threads = [threading.Thread(target=run, args=(place,), daemon=True) for place in range(len(looks))]
-    ends = time.monotonic() + patience
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, ends - time.monotonic()))
-    return list(found)
+    def _run(self) -> None:
+        self.found = self._look()
+
+
+class Looks(Generic[_T]):
+    """Looks at places again and again: at one that hangs it looks once, until that look has returned."""
+
+    def __init__(self) -> None:
+        self._hanging: dict[str, _Look[_T]] = {}
+
+    def within(self, patience: float, looks: Mapping[str, Callable[[], _T]]) -> dict[str, _T | None]:
+        """What each of `looks`, by place, returns within `patience` seconds, side by side; None where it does not."""
+        ends = time.monotonic() + patience
+        self._hanging = {place: look for place, look in self._hanging.items() if look.thread.is_alive()}
+        begun = {place: _Look(look) for place, look in looks.items() if place not in self._hanging}
+        for look in begun.values():
+            look.thread.join(max(0.0, ends - time.monotonic()))
+        self._hanging |= {place: look for place, look in begun.items() if look.thread.is_alive()}
+        return {place: None if place in self._hanging else begun[place].found for place in looks}
+
+
+def within(patience: float, look: Callable[[], _T]) -> _T | None:
+    """What `look` returns within `patience` seconds; None where it does not."""
+    return Looks[_T]().within(patience, {"": look})[""]
 
 
 def listed(path: str) -> roots.Folder:

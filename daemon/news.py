@@ -26,6 +26,10 @@ class News:
     def __init__(self, ledger: Ledger, log: Logger, *, once: bool) -> None:
         self._ledger, self._log, self._once = ledger, log, once
         self._listed: set[str] = set()
+        self._beside: dict[str, set[int]] = {}
+        """By run, steps with an export beside them, where exports are made elsewhere."""
+        self._without: set[str] = set()
+        """Runs no step of which, as far as it was reported, has its export beside it."""
 
     # Runs
     def conflict(self, root: str, run: Run) -> None:
@@ -51,10 +55,14 @@ class News:
         """Where exports count against `keep_latest_k` (TorchTitan up to 0.3.0), says so once for each run."""
         if run is None or run.config is None:
             return
-        keep = run.config.keep_latest_k or 0
+        keep, beside = run.config.keep_latest_k or 0, self._beside.setdefault(run.run, set())
         is_beside = any(found.place == "alongside" and not found.empty for found in facts.published)
-        if verdict.place(facts, run, settings) != "alongside" and not is_beside:
-            keep = 0
+        is_made_beside = verdict.place(facts, run, settings) == "alongside"
+        (beside.add if is_beside and not is_made_beside else beside.discard)(facts.step)
+        if keep and not (is_made_beside or beside):
+            self._without.add(run.run)  # until the other steps were reported, too
+            return
+        self._without.discard(run.run)
         self._ledger.note_retention(run.run, keep)
         if keep and self._ledger.say_once(run.run, "retention_hazard", f"{keep}: exports"):
             self._log.warning(
@@ -69,6 +77,25 @@ class News:
                 message=verdict.hazard(keep),
                 hint=verdict.cure(keep),
             )
+
+    def scanned(self, root: str) -> None:
+        """All steps of a root were reported: no export of these runs counts."""
+        below = f"{root.rstrip('/')}/"
+        for run in [run for run in self._without if f"{run}/".startswith(below)]:
+            self._without.discard(run)
+            self._ledger.note_retention(run, 0)
+
+    def step_gone(self, run: str, step: int) -> None:
+        """A step was purged; TorchTitan deletes its export in its turn."""
+        if (beside := self._beside.get(run)) and step in beside:
+            beside.discard(step)
+            if not beside:
+                self._without.add(run)
+
+    def run_gone(self, run: str) -> None:
+        """A run is there no more: nothing counts against its `keep_latest_k`."""
+        self._beside.pop(run, None)
+        self._without.add(run)
 
     def unsupported(self, log: Logger, run: str, fields: dict[str, Any]) -> None:
         """Nothing of a run can be converted: said once."""

@@ -46,7 +46,10 @@ class StepReport(TypedDict):
     error: Annotated[str | None, Meta(description="A class of docs/errors.md.")]
     hint: str | None
     retry_at: Annotated[
-        _Time | None, Meta(description="When a failed step is tried again, or a quarantined one is looked at again.")
+        _Time | None,
+        Meta(
+            description="When a failed step is tried again, or a quarantined one is looked at again; null where no daemon watches it."
+        ),
     ]
     last_attempt_at: _Time | None
     job: Annotated[JobReport | None, Meta(description="The last one of this save, where it had one.")]
@@ -71,7 +74,7 @@ class RunReport(TypedDict):
 
     root: str
     run: Annotated[str, Meta(description="Its name, as in the log.")]
-    path: Annotated[str, Meta(description="Its checkpoint folder.")]
+    path: Annotated[str | None, Meta(description="Its checkpoint folder; null where nothing is left of it.")]
     retention: Annotated[
         RetentionReport | None,
         Meta(description="Where TorchTitan up to 0.3.0 deletes exports and checkpoints; else null."),

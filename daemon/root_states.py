@@ -34,9 +34,11 @@ class RootStates:
     def note_root(self, root: str, state: str, now: float, message: str = "") -> None:
         """Remembers that a root is in this state, unless another living daemon says how it stands; `since` stays as long as the
         state does."""
-        known = self._db.execute("SELECT owner FROM roots WHERE root = ?", (root,)).fetchone()
+        known = self._db.execute("SELECT owner, state, message FROM roots WHERE root = ?", (root,)).fetchone()
         if known is not None and known[0] != self.owner and is_alive(known[0]):
             return
+        if known is not None and tuple(known) == (self.owner, state, message):
+            return  # each write wakes the other daemons with this ledger
         self._db.execute(
             "INSERT INTO roots (root, state, since, message, owner) VALUES (?, ?, ?, ?, ?) ON CONFLICT (root) DO UPDATE SET "
             "since = CASE WHEN roots.state = excluded.state THEN roots.since ELSE excluded.since END, "

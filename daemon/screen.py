@@ -84,7 +84,7 @@ def _head(found: dict[str, Any]) -> Text:
 
 def _run(run: dict[str, Any], newest: int | None, width: int, now: float) -> Group:
     """A run: its name, how many steps stand where, and `newest` of them (None: all)."""
-    name = Text.assemble((printable(run["run"]), "bold"), (f"  {printable(run['path'])}", "dim"))
+    name = Text.assemble((printable(run["run"]), "bold"), (f"  {status.where(run)}", "dim"))
     steps = run["steps"] if newest is None else _chosen(run["steps"], newest)
     parts: list[RenderableType] = ["", name, _sum(run)]
     if hazard := status.risk(run):
@@ -124,7 +124,7 @@ def _table(run: dict[str, Any], steps: Sequence[dict[str, Any]], width: int, now
             () if is_narrow else (str(step["attempts"] or ""), _took(step, now), status.size(step), _when(step, now))
         )
         state = Text(step["state"], COLOURS.get(step["state"], ""))
-        table.add_row(str(step["step"]), state, *facts, Text(what.removeprefix(f"{printable(run['path'])}/")))
+        table.add_row(str(step["step"]), state, *facts, Text(what.removeprefix(f"{status.where(run)}/")))
     return table
 
 

@@ -87,7 +87,7 @@ class Service:
         self._scanner = scanner
         self._clock = clock
         self._watchers = Watchers(self._watcher, self._on_root_left)
-        news = News(ledger, log, once=self._once)
+        news = self._news = News(ledger, log, once=self._once)
         self._inventories = Inventories(ledger, lambda root: self._settings_for(root).max_depth)
         self._tally, self._presence, self._pulse, self._samples = (
             Tally(),
@@ -133,7 +133,8 @@ class Service:
         self._stopping = False
         self._is_reload_asked = False
         self._reloading: asyncio.Task[None] | None = None
-        self._root_states: dict[str, tuple[str, str]] = {}
+        self._noted: set[str] = set()
+        """Watched roots of which it was remembered how they stand."""
         self._started_at = 0.0
 
     async def run(self) -> int:
@@ -184,7 +185,6 @@ class Service:
         now, self._pulse.ticked_at = self._clock(), time.monotonic()
         self._ledger.go_back()
         if not self._once and self._ledger.changed():
-            self._root_states.clear()  # another daemon that ended may have said how a root stands
             for path in self._ledger.take_requests(self._settings.roots):
                 self._log.info("retry_asked", path=path)
                 self._watchers.look_again(path)
@@ -198,10 +198,9 @@ class Service:
         self._notifier.turn(ready=is_late or len(self._watchers.began) >= len(self._watchers), status=self._status())
 
     def _note_root(self, root: str, state: str, message: str = "") -> None:
-        """Remembers how a root stands, for `status`: where that changed, since a scan ends every few seconds."""
-        if self._root_states.get(root) != (state, message):
-            self._root_states[root] = (state, message)
-            self._ledger.note_root(root, state, self._clock(), message)
+        """Remembers how a root stands, for `status`."""
+        self._noted.add(root)
+        self._ledger.note_root(root, state, self._clock(), message)
 
     def _on_message(self, root: str, message: FromScanner) -> None:
         if self._presence.on_message(root, message):
@@ -225,6 +224,7 @@ class Service:
                 self._watchers.began.add(root)
                 self._note_root(root, "away", why)
             case Scanned(runs=runs):
+                self._news.scanned(root)
                 self._note_root(root, "watched" if runs else "empty")
             case RunGone():
                 self._tracker.on_run_gone(message)
@@ -256,13 +256,14 @@ class Service:
 
     def _on_root_left(self, root: str) -> None:
         self._tracker.forget_root(root)
-        self._root_states.pop(root, None)
+        if root not in self._settings.roots:  # else it is watched again at once, with other settings
+            self._noted.discard(root)
         self._presence.forget_root(root)
 
     def _take_stock_of_roots(self) -> None:
         """Notes roots that are new to this daemon, and those that the configuration no longer names."""
         for root in self._watchers:
-            if root not in self._root_states:
+            if root not in self._noted:
                 self._note_root(root, "starting")
         if not self._once:
             self._ledger.leave_roots(list(self._watchers), self._clock())

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -13,23 +13,25 @@ import msgspec
 from converter.columns import about, columns
 from converter.errors import printable
 from daemon import database, live, looking, units, verdict
+from daemon.hints import retry
 from daemon.jobbook import Job
 from daemon.ledger import Ledger
-from daemon.looking import Looked
+from daemon.looking import Looked, Looks
 from daemon.missing import Missing, stands
 from daemon.records import Row, State
 from daemon.reports import DaemonReport, JobReport, Report, RetentionReport, RootReport, RunReport, StepReport
 from daemon.root_states import RootState
 
+NOBODY = "not running, nothing is tried until one does"
 HEAD = ("step", "state", "attempts", "took", "size", "what")
 LOOK = 10.0
 """Seconds between two looks of `--watch` at a disk that no daemon watches."""
 
 
-def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
+def report(ledger: Ledger | None, folder: Path, looks: Looks[Looked] | None = None) -> dict[str, Any]:
     """The whole status as JSON, a `reports.Report`. Times are ISO 8601 UTC, sizes bytes, durations seconds.
 
-    A step that a dead daemon left `running` is pending. Roots that no daemon watches now are looked at.
+    A step that a dead daemon left `running` is pending. Roots that no daemon watches now are looked at, with `looks`.
     """
     runs: dict[str, RunReport] = {}
     keeps = ledger.retention() if ledger is not None else {}
@@ -39,7 +41,8 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
     missing = ledger.missing() if ledger is not None else {}
     rows = list(ledger.rows()) if ledger is not None else []
     states = _roots(ledger) if ledger is not None else []
-    seen = _look_at_unwatched(rows, states)
+    watched = {root["root"] for root in states if root["state"] not in ("unwatched", "left")}
+    seen = _look_at_unwatched(rows, states, watched, looks or Looks())
     for row in rows:
         run = runs.setdefault(
             row.run,
@@ -57,13 +60,14 @@ def report(ledger: Ledger | None, folder: Path) -> dict[str, Any]:
             if there is None
             else Missing(row.step not in there.steps, row.step not in there.exports)
         )
-        run["steps"].append(step(row, attempts.get(row.path, {}), jobs.get(row.path), gone, is_running=bool(daemons)))
+        told = step(row, attempts.get(row.path, {}), jobs.get(row.path), gone, is_running=bool(daemons))
+        run["steps"].append(told if row.root in watched else {**told, "retry_at": None})
     made: Report = {
         "state_dir": str(folder),
         "config_error": None,
         "roots": states,
         "daemons": [cast(DaemonReport, d | {"since": units.utc(d["since"])}) for d in daemons],
-        "runs": sorted(map(_without_risk_if_gone, runs.values()), key=lambda run: run["path"]),
+        "runs": [_without_path_if_gone(run) for _, run in sorted(runs.items())],
     }
     return cast(dict[str, Any], made)
 
@@ -73,10 +77,14 @@ def _roots(ledger: Ledger) -> list[RootReport]:
     return [root(known) for known in ledger.root_states()]
 
 
-def _without_risk_if_gone(run: RunReport) -> RunReport:
+def _without_path_if_gone(run: RunReport) -> RunReport:
     """TorchTitan deletes nothing more of a run that is gone."""
-    is_gone = all(step["state"] == State.VANISHED for step in run["steps"])
-    return {**run, "retention": None} if is_gone else run
+    return {**run, "path": None, "retention": None} if is_gone(step["state"] for step in run["steps"]) else run
+
+
+def is_gone(states: Iterable[str]) -> bool:
+    """Whether neither a checkpoint nor an export is left of a run whose steps are in these states."""
+    return set(states) == {State.VANISHED}
 
 
 def root(known: RootState) -> RootReport:
@@ -98,18 +106,17 @@ def retention(keep_latest_k: int) -> RetentionReport | None:
     }
 
 
-def _look_at_unwatched(rows: list[Row], states: list[RootReport]) -> dict[str, Looked]:
+def _look_at_unwatched(
+    rows: list[Row], states: list[RootReport], watched: set[str], looks: Looks[Looked]
+) -> dict[str, Looked]:
     """What is there of the roots that no daemon watches now, by root; says in `states` which of them cannot be listed."""
     unwatched: dict[str, set[str]] = {}
-    watched = {root["root"] for root in states if root["state"] not in ("unwatched", "left")}
     for row in rows:
         if row.root not in watched:
             unwatched.setdefault(row.root, set()).add(row.run)
-    looks = [partial(looking.at_root, root, runs) for root, runs in unwatched.items()]
+    asked = {root: partial(looking.at_root, root, runs) for root, runs in unwatched.items()}
     hangs = Looked(f"no answer within {looking.PATIENCE:.0f} s: does its mount hang?", {})
-    found = {
-        root: seen or hangs for root, seen in zip(unwatched, looking.within(looking.PATIENCE, *looks), strict=True)
-    }
+    found = {root: seen or hangs for root, seen in looks.within(looking.PATIENCE, asked).items()}
     for root in states:
         if root["root"] in found and not root["message"]:
             root["message"] = found[root["root"]].problem
@@ -129,7 +136,7 @@ def step(
         was_published = row.state in (State.DONE, State.REMOVED)
         reason, hint = "neither its checkpoint nor its export is there" if was_published else "the step is gone", ""
         if now == State.REMOVED:
-            reason, hint = "the published directory was removed", f"to have it again: dcp2hfd retry {row.path}"
+            reason, hint = "the published directory was removed", f"to have it again: {retry(row.path)}"
         state, row = now, msgspec.structs.replace(row, reason=reason, error=None, hint=hint)
     is_nowhere = state in (State.VANISHED, State.REMOVED)
     return {
@@ -190,7 +197,7 @@ def looking_again(folder: Path, address: str = "") -> Callable[[], dict[str, Any
     """
     before: tuple[Any, ...] = ()
     found: dict[str, Any] = {}
-    last = float("-inf")
+    last, looks = float("-inf"), Looks[Looked]()
 
     def again() -> dict[str, Any]:
         nonlocal before, found, last
@@ -199,7 +206,7 @@ def looking_again(folder: Path, address: str = "") -> Callable[[], dict[str, Any
             now = (written, ledger and ledger.daemons())
             is_due = not found.get("daemons") and time.monotonic() - last > LOOK
             if now != before or is_due:
-                before, found, last = now, report(ledger, folder), time.monotonic()
+                before, found, last = now, report(ledger, folder, looks), time.monotonic()
             live.add_progress(found, address)
         finally:
             if ledger is not None:
@@ -216,7 +223,7 @@ def plain(found: dict[str, Any], now: float) -> str:
         lines.append(nothing(found))
     for run in found["runs"]:
         rows = [_cells(step, now) for step in run["steps"]]
-        lines += ["", f"{printable(run['run'])} ({printable(run['path'])})"]
+        lines += ["", f"{printable(run['run'])} ({where(run)})"]
         lines += [printable(f"warning: {hazard}")] if (hazard := risk(run)) else []
         lines += columns(HEAD, rows)
     return "\n".join(lines)
@@ -245,6 +252,11 @@ def _state(root: dict[str, Any]) -> str:
     return f"{said}: {root['message']}" if root["message"] else said
 
 
+def where(run: dict[str, Any]) -> str:
+    """The folder of a run, or that it is gone."""
+    return printable(run["path"] or "gone")
+
+
 def risk(run: dict[str, Any]) -> str:
     """What TorchTitan's retention will delete of a run, and what to set; empty: nothing."""
     return f"{run['retention']['message']}; {run['retention']['hint']}" if run["retention"] else ""
@@ -259,7 +271,7 @@ def nothing(found: dict[str, Any]) -> str:
 
 def who_runs(found: dict[str, Any]) -> str:
     """The daemons of a report, or that there is none."""
-    return ", ".join(f"pid {daemon['pid']} since {daemon['since']}" for daemon in found["daemons"]) or "not running"
+    return ", ".join(f"pid {daemon['pid']} since {daemon['since']}" for daemon in found["daemons"]) or NOBODY
 
 
 def _cells(step: dict[str, Any], now: float) -> tuple[str, ...]:
@@ -303,7 +315,9 @@ def _of_job(step: dict[str, Any]) -> str:
 
 
 def _again(step: dict[str, Any], now: float) -> str:
-    return f"again in {max(0, round(seconds(step['retry_at']) - now))} s" if step["retry_at"] else ""
+    if step["retry_at"]:
+        return f"again in {max(0, round(seconds(step['retry_at']) - now))} s"
+    return "again once a daemon watches it" if step["state"] == State.FAILED else ""
 
 
 def seconds(time: str) -> float:

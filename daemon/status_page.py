@@ -169,7 +169,7 @@ def _run_of(groups: list[Group], steps: list[tuple[Row, StepReport]], keep_lates
         "path": row.run,
         "changed": units.utc(max(group.updated for group in groups)),
         "states": states,
-        "retention": status.retention(keep_latest_k),
+        "retention": None if status.is_gone(states) else status.retention(keep_latest_k),
         "steps": [step for _, step in steps],
         "left_out": states.total() - len(steps),
     }

@@ -103,6 +103,7 @@ class Tracker:
         """The last step of a run is gone, and so is the run: what comes at its path is judged anew."""
         self.runs.pop(message.run, None)
         self._ledger.forget_block(message.run)
+        self._news.run_gone(message.run)
 
     def on_step(self, root: str, facts: Step) -> None:
         """A step appeared or changed: judges it, remembers the verdict, says what is news."""
@@ -198,6 +199,7 @@ class Tracker:
         if row is None:
             return
         self.waiting.pop(message.path, None)
+        self._news.step_gone(row.run, row.step)
         if row.state not in (State.DONE, State.VANISHED):
             held = held_by(row, State.VANISHED)
             self._ledger.put(

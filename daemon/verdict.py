@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from converter import layout
-from daemon.hints import in_keys, with_retry
+from daemon.hints import in_keys, retry, with_retry
 from daemon.messages import Published, Run, Step
 from daemon.records import CONFIG_ERRORS, Row, State
 from daemon.settings import Settings
@@ -76,7 +76,7 @@ def judge(
         case "incomplete" | "settling":
             return Verdict(State.INCOMPLETE, answer.reason, answer.error, answer.hint)
         case "suspect" if not (settings.accept_copies or (row is not None and row.accept_copy)):
-            hint = f"if it is a finished copy: dcp2hfd retry {step.path} --accept-copy"
+            hint = f"if it is a finished copy: {retry(step.path, '--accept-copy')}"
             return Verdict(State.SUSPECT, answer.reason, "StepSuspect", hint)
         case "unsupported" | "no_model":
             return Verdict(State.UNSUPPORTED, answer.reason, answer.error, in_keys(answer.hint))
@@ -93,7 +93,7 @@ def judge(
             return Verdict(
                 State.REMOVED,
                 "the published directory was removed",
-                hint=f"to have it again: dcp2hfd retry {step.path}",
+                hint=f"to have it again: {retry(step.path)}",
             )
         is_refused = row.state == State.QUARANTINED and row.refused in ("", answer.fingerprint)
         if is_refused and not _has_its_config_now(row, run):

@@ -139,7 +139,7 @@ class Run {
       make("span", { class: "quiet", text: newest ? `newest step-${newest.step} ${newest.state}` : "" }),
       make("span", { class: "quiet end", text: `changed ${lasting(between(run.changed, now))} ago` }),
     );
-    this.element.title = run.path;
+    this.element.title = Object.keys(run.states).join() === "vanished" ? "" : run.path; // nothing is there of one that is gone
     put(this.risk, ...(run.retention ? [prose("message at-risk", run.retention.message), prose("message hint", run.retention.hint)] : []));
     this.look();
   }

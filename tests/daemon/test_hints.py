@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from daemon import config, verdict
 from daemon.hints import KEYS, in_keys
+from daemon.ledger import Ledger
+from daemon.messages import Step
+from daemon.records import State
 from daemon.said import outcome_of
 from daemon.settings import Settings
+from tests.daemon.conftest import facts, row, run_facts
+from tests.daemon.running import REPOSITORY, clean
 
 _CONVERTER = Path(__file__).resolve().parents[2] / "converter"
 _OWN = {"cli.py", "commands.py", "flags.py", "verify.py", "inspect.py", "report.py"}
@@ -62,3 +72,39 @@ def test_a_hint_is_said_in_keys(hint: str, said: str) -> None:
     outcome = outcome_of(failed, 1)
     assert outcome is not None
     assert outcome.hint == said
+
+
+def test_the_command_in_a_hint_is_what_a_shell_takes_and_names_the_configuration_that_is_used(tmp_path: Path) -> None:
+    file = tmp_path / "my config.toml"
+    file.write_text(f'state_dir = "{tmp_path}/my state"\n')
+    ledger = Ledger.open(tmp_path / "my state")
+    run = tmp_path / "my run"
+    (run / "step-10").mkdir(parents=True)
+    path = str(run / "step-10")
+    ledger.put(row(10, path=path, run=str(run), root=str(tmp_path), state=State.DONE, output=f"{path}-hf"))
+    ledger.close()
+
+    def ask(*command: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "daemon", *command], env=clean({}), cwd=REPOSITORY, check=True, capture_output=True, text=True
+        ).stdout  # fmt: skip
+
+    (found,) = json.loads(ask("status", "--json", "--config", str(file)))["runs"]
+    name, *command = shlex.split(found["steps"][0]["hint"].partition("to have it again: ")[2])
+    assert [name, *command] == ["dcp2hfd", "retry", path, "--config", str(file)]
+    assert ask(*command).startswith("1 step at ")
+
+
+@pytest.mark.parametrize("judged", [facts(state="suspect"), facts()])
+def test_a_path_with_a_space_is_quoted_in_every_hint(judged: Step) -> None:
+    judged = msgspec.structs.replace(judged, path="/my runs/step-10")
+    said = verdict.judge(judged, run_facts(), row(state=State.DONE), None, Settings(), now=0.0)
+
+    assert "dcp2hfd retry '/my runs/step-10'" in said.hint
+
+
+def test_a_configuration_that_commands_find_by_themselves_is_not_named() -> None:
+    assert config.named(None, environ={}) is None
+    assert config.named(config.DEFAULT_CONFIG, environ={}) is None
+    assert config.named(None, environ={"DCP2HF_CONFIG": "/etc/other.toml"}) == "/etc/other.toml"
+    assert config.named("/etc/mine.toml", environ={"DCP2HF_CONFIG": "/etc/other.toml"}) == "/etc/mine.toml"

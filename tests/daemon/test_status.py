@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,7 +171,16 @@ def test_a_root_that_does_not_answer_holds_status_up_for_seconds_only_and_no_oth
     def hang() -> looking.Looked:
         return looking.Looked(pipe.read_text(), {})
 
-    assert looking.within(0.2, hang, lambda: looking.at_root(str(tmp_path), [])) == [None, looking.Looked("", {})]
+    looks: looking.Looks[looking.Looked] = looking.Looks()
+    asked = {"hangs": hang, "answers": lambda: looking.at_root(str(tmp_path), [])}
+    before = threading.active_count()
+    for _ in range(3):
+        assert looks.within(0.2, asked) == {"hangs": None, "answers": looking.Looked("", {})}
+    assert threading.active_count() == before + 1, "a place that hangs is looked at once"
+    pipe.write_text("it answers")
+    wait_until(lambda: threading.active_count() == before)
+    asked["hangs"] = lambda: looking.Looked("again", {})
+    assert looks.within(5.0, asked)["hangs"] == looking.Looked("again", {})
 
 
 def test_a_root_that_cannot_be_listed_is_no_purge_and_is_named(
@@ -213,6 +225,73 @@ def test_steps_that_were_purged_while_no_daemon_ran_wait_no_longer_and_are_no_er
     assert ledger.causes(10) == []
     ledger.take_inventory("/r/a", [10], [20])
     assert {group.state for group in ledger.overview().groups} == {"failed", "done"}
+
+
+def test_a_reload_does_not_change_since_when_a_root_is_watched(
+    make_run: MakeRun, tmp_path: Path, start: Start, ask: Ask
+) -> None:
+    make_run("a", 10)
+    config = tmp_path / "dcp2hf.toml"
+    config.write_text(f'roots = ["{tmp_path}/root"]\nworkers = 1\n')
+    daemon = start(f"--config={config}")
+    daemon.wait_for("conversion_succeeded")
+    wait_until(lambda: root(ask(), tmp_path / "root")["state"] == "watched")
+    since = root(ask(), tmp_path / "root")["since"]
+    assert run_command(tmp_path, "retry", str(tmp_path / "root")).returncode == 0  # another process writes
+    daemon.wait_for("retry_asked")
+    time.sleep(1.5)
+    config.write_text(f'roots = ["{tmp_path}/root"]\nworkers = 2\n')
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.wait_for("config_reloaded")
+
+    assert (root(ask(), tmp_path / "root")["state"], root(ask(), tmp_path / "root")["since"]) == ("watched", since)
+    assert daemon.stop() == 0
+
+
+def test_a_root_that_stands_as_before_is_not_written(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path)
+    ledger.note_root("/r", "watched", 1.0)
+    written = ledger.revision()
+    ledger.note_root("/r", "watched", 2.0)
+
+    assert ledger.revision() == written
+    ledger.note_root("/r", "away", 3.0, "why")
+    assert ledger.revision() != written
+
+
+def test_of_a_run_that_is_gone_no_path_is_named_nor_what_will_be_deleted(
+    make_run: MakeRun, tmp_path: Path, start: Start, ask: Ask
+) -> None:
+    run, there = make_run("a", 10), make_run("b", 10)
+    daemon = start(str(tmp_path / "root"))
+    daemon.wait_for("conversion_succeeded", 2)
+    assert [one["path"] for one in ask()["runs"]] == [str(run), str(there)]
+    shutil.rmtree(run)
+    wait_until(lambda: ask()["runs"][0]["path"] is None)
+
+    found = ask()["runs"]
+    assert [(one["path"], bool(one["retention"])) for one in found] == [(None, False), (str(there), True)]
+    assert str(run) not in run_command(tmp_path, "status").stdout
+    assert daemon.stop() == 0
+
+
+def test_no_time_of_a_retry_is_promised_while_no_daemon_watches(tmp_path: Path, ask: Ask) -> None:
+    ledger = Ledger.open(tmp_path / "state")
+    ledger.put(row(10, root=str(tmp_path), path=f"{tmp_path}/a/step-10", run=f"{tmp_path}/a", state=State.FAILED, error="MachineFailure", next_attempt=4e9))  # fmt: skip
+    (tmp_path / "a/step-10").mkdir(parents=True)
+
+    def said() -> tuple[str | None, str]:
+        return ask()["runs"][0]["steps"][0]["retry_at"], run_command(tmp_path, "status").stdout
+
+    retry_at, text = said()
+    assert retry_at is None
+    assert "daemon: not running, nothing is tried until one does" in text
+    assert "(again once a daemon watches it)" in text
+    ledger.register("watch")
+    ledger.note_root(str(tmp_path), "watched", 1.0)
+    retry_at, text = said()
+    assert retry_at == "2096-10-02T07:06:40Z"
+    assert "(again in " in text
 
 
 # Inventories

@@ -134,6 +134,16 @@ def test_the_page_says_how_roots_stand_and_which_exports_will_be_deleted(page: S
     }
 
 
+def test_the_page_warns_of_no_retention_of_a_run_that_is_gone(page: StatusPage, ledger: Ledger) -> None:
+    fill(ledger, 2, 2)
+    for run in ("/r/run-0", "/r/run-1"):
+        ledger.note_retention(run, 4)
+    ledger.take_inventory("/r/run-0", [], [])
+    ledger.take_inventory("/r/run-1", [], [1])
+
+    assert {run["run"]: run["retention"] is not None for run in asked(page)["runs"]} == {"run-0": False, "run-1": True}
+
+
 def test_a_step_shows_what_its_last_attempt_took(page: StatusPage, ledger: Ledger) -> None:
     ledger.put(row(10, state=State.DONE))
     for began, took in ((1.0, 9.0), (20.0, 4.5)):
