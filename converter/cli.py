@@ -181,7 +181,7 @@ def convert(
         with reporter(events=True) as report:
             report("conversion_failed", gone.as_event() | {"step": number})
     steps, named = _steps(path)
-    if output is not None and not output.absolute().parent.is_dir():
+    if output is not None and not is_folder(output.absolute().parent):
         _usage(f"--output {output}: its parent folder does not exist")
     run = None if named else steps[0].parent
     if dry_run:

@@ -20,7 +20,7 @@ from converter import errors, hf_step, qwen3
 from converter.checkpoint import TensorItems
 from converter.chunks import Shards
 from converter.exports import INDEX
-from converter.files import parse_json
+from converter.files import exists, parse_json
 from converter.judge import TIE_MARGIN, Pass, routing_margin
 from converter.streamed import (
     DCPSource,
@@ -225,7 +225,7 @@ def _fill_hf(model: nn.Module, source: Callable[[str], Source], config: Any, fou
 def _opened(staging: Path, traffic: Traffic) -> Iterator[dict[str, Source]]:
     """HF name -> its tensor in the HF shards just written, by their own headers and index."""
     index = staging / INDEX
-    where = parse_json(index.read_bytes())["weight_map"] if index.exists() else None
+    where = parse_json(index.read_bytes())["weight_map"] if exists(index) else None
     names = sorted(set(where.values())) if where is not None else ["model.safetensors"]
     scratch = Scratch()
     fds = {name: os.open(staging / name, os.O_RDONLY | os.O_CLOEXEC) for name in names}

@@ -36,14 +36,14 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-def kind(path: Path) -> int | None:
-    """S_IFMT of what `path` leads to, links followed; None where there is nothing.
+def kind(path: Path, *, follow: bool = True) -> int | None:
+    """S_IFMT of what is at `path`, by default of what a link there leads to; None where there is nothing.
 
     Raises OSError where the file system failed: pathlib's `exists`, `is_dir` and `is_file` call some of that absence, and
     from Python 3.14 on all of it.
     """
     try:
-        return stat.S_IFMT(os.stat(path).st_mode)
+        return stat.S_IFMT(os.stat(path, follow_symlinks=follow).st_mode)
     except ValueError:  # a NUL in the name
         return None
     except OSError as error:

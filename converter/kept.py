@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from converter.exports import Export, lay_out
-from converter.files import fsync_directory, open_regular, read_into, write_durably
+from converter.files import exists, fsync_directory, open_regular, read_into, write_durably
 from converter.hf_step import header
 from converter.sampling import Floats
 
@@ -39,7 +39,7 @@ def write(folder: Path, step: int, samples: Mapping[str, Floats]) -> None:
 
 def others(folder: Path, step: int) -> list[int]:
     """Other steps of which samples are kept, the nearest first. Raises OSError."""
-    if not folder.exists():
+    if not exists(folder):
         return []
     found = {int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name)) and name[0] != "."}
     return sorted(found - {step}, key=lambda other: (abs(other - step), other))

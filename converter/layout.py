@@ -19,6 +19,7 @@ PREFIX = ".dcp2hf-"
 
 _STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 """ASCII digits alone, and no more of them than SQLite's integers hold: other names are nobody's steps."""
+_ALMOST = re.compile(r"step[-_]?\d+", re.IGNORECASE)
 _OURS = re.compile(r"\.dcp2hf-(0|[1-9][0-9]{0,17})\.(?:([0-9a-f]{16})\.(staging|replaced|discarded)|lock(?:\..*)?)")
 
 
@@ -26,6 +27,16 @@ def step_number(name: str) -> int | None:
     """N of a directory called exactly `step-N`, else None (`step-N-hf`, `tmp_step-N`, `step-007`)."""
     match = _STEP.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def is_almost_step(name: str) -> bool:
+    """Whether a name is nearly a step's (`step-0010`, `step_10`): its directory is neither a step nor a folder of runs."""
+    return _ALMOST.fullmatch(name) is not None
+
+
+def contains_step(name: str) -> bool:
+    """Whether a step's name, or nearly one, is part of a name (`tmp_step-5`, `step-10.bak`)."""
+    return _ALMOST.search(name) is not None
 
 
 def published_name(step: int) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import layout
-from converter.files import CONFIG_LIMIT, REFUSED, parse_json, read_regular, write_durably
+from converter.files import CONFIG_LIMIT, REFUSED, kind, parse_json, read_regular, write_durably
 
 FORMAT = 1
 DEEPEST = 16
@@ -169,7 +169,7 @@ def foreign_files(directory: Path) -> list[str]:
 
     def is_foreign(name: str) -> bool:
         path = directory / name
-        if path.is_dir() and not path.is_symlink():
+        if kind(path, follow=False) == stat.S_IFDIR:
             inside = os.listdir(path) if name.count("/") < DEEPEST else []
             return not inside or any(is_foreign(f"{name}/{part}") for part in inside)
         return not (name in known or is_of_nfs(name) or (found is None and is_name_of_export(name)))

@@ -33,7 +33,7 @@ def check_files(items: Iterable[RawItem], where: Path) -> None:
 
 
 def check_transforms(items: Iterable[RawItem], where: Path) -> None:
-    """No item went through a stream transform (`stream.zstd/1`). Raises StepDamaged."""
+    """No item went through a stream transform (`stream.zstd/1`). Raises UnsupportedFormat."""
     for item in items:
         if item.transforms:
             raise errors.UnsupportedFormat(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from converter import errors, existing, interrupts, layout, manifest
 from converter.existing import Existing
-from converter.files import fsync_directory, read_regular, walk
+from converter.files import exists, fsync_directory, read_regular, walk
 from converter.manifest import Manifest
 
 _AT_FDCWD = -100
@@ -40,7 +40,7 @@ def folder_for(folder: Path) -> Iterator[None]:
             path=folder,
             hint="links inside runs are not followed: see --output",
         )
-    made = not folder.exists()
+    made = not exists(folder)
     folder.mkdir(exist_ok=True)
     try:
         if made:

@@ -1,10 +1,10 @@
 """Owns which steps a PATH means, and what lies beside them and is passed over. Standard library only."""
 
-import re
+import stat
 from pathlib import Path
 
 from converter import layout
-from converter.files import exists
+from converter.files import exists, is_folder, kind
 
 
 class NoSuchPath(ValueError):
@@ -18,15 +18,15 @@ class NoSteps(ValueError):
 def steps_of(path: Path) -> tuple[list[Path], bool]:
     """The steps meant by a path in step order, and whether one was named. Raises NoSuchPath, NoSteps, OSError."""
     path = path.absolute()
-    if path.is_symlink() and layout.step_number(path.name) is None:
+    if _is_link(path) and layout.step_number(path.name) is None:
         path = path.resolve()
     if not exists(path):
         raise NoSuchPath(f"{path} does not exist")
-    if path.name.endswith(".distcp") and path.is_file():
+    if path.name.endswith(".distcp") and kind(path) == stat.S_IFREG:
         path = path.parent
-    if layout.step_number(path.name) is not None and path.is_dir():
+    if layout.step_number(path.name) is not None and is_folder(path):
         return [path], True
-    if not path.is_dir():
+    if not is_folder(path):
         raise NoSuchPath(f"{path} is neither a step directory, nor a run root, nor a *.distcp file")
     found = sorted((layout.step_number(entry.name) or 0, entry) for entry in path.iterdir() if _is_step(entry))
     if not found:
@@ -40,19 +40,19 @@ def steps_of(path: Path) -> tuple[list[Path], bool]:
 
 
 def passed_over(folder: Path) -> list[tuple[Path, str]]:
-    """What lies in a run and looks like a step, but is none that is converted, and why; by name."""
+    """What lies in a run and looks like a step, but is none that is converted, and why; by name. Raises OSError."""
     found = []
     for entry in sorted(folder.iterdir()):
-        looks_like_one = re.search(r"step[-_]?\d", entry.name) is not None or entry.is_symlink()
+        is_link = _is_link(entry)
         is_other = layout.parse_ours(entry.name) is not None or layout.published_step(entry.name) is not None
-        if not looks_like_one or is_other or _is_step(entry):
+        if not (is_link or layout.contains_step(entry.name)) or is_other or _is_step(entry):
             continue
-        if entry.is_symlink():
-            if entry.is_dir():
+        if is_link:
+            if is_folder(entry):
                 found.append(
                     (entry, f"passed over: a symbolic link, which is not followed; its target is {entry.resolve()}")
                 )
-        elif not entry.is_dir():
+        elif not is_folder(entry):
             found.append((entry, "passed over: not a directory"))
         elif layout.step_number(entry.name) is None:
             why = "its name is not step-<number> (no leading zeros, nothing before or after)"
@@ -61,4 +61,8 @@ def passed_over(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _is_step(path: Path) -> bool:
-    return layout.step_number(path.name) is not None and path.is_dir() and not path.is_symlink()
+    return layout.step_number(path.name) is not None and kind(path, follow=False) == stat.S_IFDIR
+
+
+def _is_link(path: Path) -> bool:
+    return kind(path, follow=False) == stat.S_IFLNK

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
 from converter import errors
-from converter.files import parse_json, read_regular
+from converter.files import exists, parse_json, read_regular
 from converter.recorded import LIMIT
 
 TEXTS = {
@@ -172,7 +172,7 @@ def _cure(trained: Trained, directory: Path) -> str:
     """The setting with which transformers gives the ids; tried, but where there is no tokenizer.json."""
     from transformers import PreTrainedTokenizerFast
 
-    if not (directory / "tokenizer.json").exists():
+    if not exists(directory / "tokenizer.json"):
         return (
             'write the tokenizer.json that TorchTitan makes of these files: python -c "from torchtitan.components.tokenizer '
             "import HuggingFaceTokenizer as T; T(tokenizer_path='DIR').tokenizer.save('DIR/tokenizer.json')\", and set "

@@ -7,6 +7,7 @@ manifest included; dtype, shard size, architecture and accepted exceptions are t
 import glob
 import hashlib
 import os
+import stat
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -17,7 +18,7 @@ from converter.errors import ABSENT
 from converter.evidence import make_manifest
 from converter.export import Exporter
 from converter.exports import INDEX, Plan, lay_out, target_dtype
-from converter.files import REFUSED, exists, named, open_regular, parse_json, read_regular
+from converter.files import REFUSED, exists, kind, named, open_regular, parse_json, read_regular
 from converter.manifest import FileEntry, Manifest
 from converter.prover import Prover
 from converter.recorded import LIMIT
@@ -53,7 +54,7 @@ def verify(step: Path, published: Path, number: int, options: Options, sample: t
         raise errors.OutputForeign(
             "there is no manifest of ours that parses", path=published / layout.MANIFEST, hint="convert the step again"
         )
-    verdict = Verdict(signed=(published / layout.SIGNATURE).is_file())
+    verdict = Verdict(signed=kind(published / layout.SIGNATURE) == stat.S_IFREG)
     if not manifest.is_intact(published):
         verdict.differs(layout.MANIFEST, "it has changed since it was written")
         verdict.not_verified.append("all other files: what the manifest says of them cannot be relied on")

@@ -11,7 +11,7 @@ from daemon.database import Connection, transaction
 from daemon.records import State
 
 GONE = "checkpoint_gone AND state != 'running' AND (state != 'done' OR output_gone)"
-"""Condition for a step of which neither checkpoint nor export is there."""
+"""Condition for a step whose checkpoint is gone, and of which no export of ours is left: none was made, or it is gone too."""
 STANDS = f"CASE WHEN {GONE} THEN 'vanished' WHEN state = 'done' AND output_gone THEN 'removed' ELSE state END"
 """Where a step stands now."""
 

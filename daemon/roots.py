@@ -3,13 +3,10 @@
 Nothing here touches a file system: the scanner lists, these functions say what it saw.
 """
 
-import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from converter import layout
-
-_LOOKALIKE = re.compile(r"step[-_]?\d+", re.IGNORECASE)
 
 
 class Entry(NamedTuple):
@@ -63,7 +60,7 @@ def interpret(entries: Iterable[Entry]) -> Folder:
             steps.add(step)
         elif (step := layout.published_step(name)) is not None:
             published.add(step)
-        elif _LOOKALIKE.fullmatch(name):
+        elif layout.is_almost_step(name):
             lookalikes.append(name)
         elif not name.startswith((".", "tmp_step-")):
             subfolders.append(name)

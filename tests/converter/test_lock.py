@@ -339,6 +339,18 @@ def test_a_sweep_clears_what_the_dead_left_and_nothing_of_the_living(tmp_path: P
     assert sweep(tmp_path) == []
 
 
+def test_a_sweep_keeps_what_is_a_persons_tells_where_and_does_not_call_it_removed(tmp_path: Path) -> None:
+    (tmp_path / "step-1-hf").mkdir()
+    aside = tmp_path / layout.replaced_name(1, "9" * 16)
+    aside.mkdir()
+    (aside / "notes.md").write_text("mine")
+    told: list[tuple[Path, str]] = []
+    cleared = sweep(tmp_path, kept=lambda path, why: told.append((path, why)))
+    assert cleared == []
+    assert [path for path, _ in told] == [aside]
+    assert "notes.md" in told[0][1]
+
+
 def test_a_lock_that_could_not_be_written_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")

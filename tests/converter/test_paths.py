@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from converter import selection
 from tests.build.cases import BY_NAME
 
 Command = Callable[..., tuple[int, str, str]]
@@ -80,3 +83,26 @@ def test_inspect_says_in_words_why_a_tied_model_is_exported_with_fewer_parameter
 
     assert (code, exported < stored) == (0, True)
     assert f"`convert` counts {stored - exported:,} less" in dcp2hf("inspect", step)[1]
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EACCES, errno.EIO])
+def test_a_step_that_the_file_system_does_not_give_now_is_never_taken_for_none(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = tmp_path / "step-10"
+    step.mkdir()
+    real = os.stat
+
+    def fail(path: object, **options: bool) -> os.stat_result:
+        if str(path) == str(step):
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "stat", fail)
+    # As Python 3.14 has them: any error is absence.
+    monkeypatch.setattr(Path, "is_dir", lambda path: os.path.isdir(path))
+    monkeypatch.setattr(Path, "is_symlink", lambda path: os.path.islink(path))
+    for look in (lambda: selection.steps_of(tmp_path), lambda: selection.passed_over(tmp_path)):
+        with pytest.raises(OSError) as caught:
+            look()
+        assert caught.value.errno == code

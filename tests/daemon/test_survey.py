@@ -400,6 +400,22 @@ def test_what_a_dead_owner_left_is_swept_and_a_rehearsal_sweeps_nothing(make_run
     assert not left.exists()
 
 
+def test_files_of_a_person_that_a_sweep_keeps_are_named_in_the_log_and_not_called_removed(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run("a", 10)
+    (run / "step-10-hf").mkdir()
+    left = run / ".dcp2hf-10.0123456789abcdef.replaced"
+    left.mkdir()
+    (left / "notes.md").write_text("mine")
+    messages = Look(tmp_path / "root").scan()
+
+    (said,) = (m for m in messages if isinstance(m, Said))
+    assert (said.event, said.path) == ("files_kept", str(left))
+    assert "notes.md" in said.message
+    assert [m.names for m in messages if isinstance(m, Swept)] == [()]
+
+
 def test_what_an_owner_elsewhere_left_is_swept_at_a_rescan_once_its_lock_did_not_change_for_long(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
