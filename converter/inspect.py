@@ -35,10 +35,14 @@ def preview(step: Path, options: Options) -> tuple[bool, str]:
             if options.if_exists != "skip":
                 raise
             return False, f"{error} ({error.hint})"
+        edited = manifest.edited_files(published) if found is not None else []
     except OSError as error:
         raise errors.from_oserror(error) from error
     text = f"{published} ({source.dtype})"
-    return True, text if found is None else f"{text}, replacing {'an up-to-date export' if current else found}"
+    if found is None:
+        return True, text
+    kept = f"; edited files of it are kept beside it: {', '.join(edited[:5])}" if edited else ""
+    return True, f"{text}, replacing {'an up-to-date export' if current else found}{kept}"
 
 
 def describe(step: Path) -> dict[str, Any]:

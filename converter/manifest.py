@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import layout
+from converter.errors import DENIED
 from converter.files import CONFIG_LIMIT, REFUSED, kind, parse_json, read_regular, write_durably
 
 FORMAT = 1
@@ -180,7 +181,7 @@ def foreign_files(directory: Path) -> list[str]:
 def edited_files(directory: Path) -> list[str]:
     """Names that the manifest lists and whose bytes are no longer those it lists: a person's work, sorted.
 
-    Files larger than HASHED_UP_TO are compared by size. A file that cannot be read counts as edited. Raises OSError.
+    Files larger than HASHED_UP_TO are compared by size. A file that may not be read counts as edited. Raises OSError.
     """
     found = read(directory)
     listed = found.files | found.added if found is not None else {}
@@ -203,7 +204,9 @@ def _is_edited(directory: Path, name: str, entry: FileEntry) -> bool:
         return False
     try:
         return hashlib.sha256(read_regular(path, limit=HASHED_UP_TO)).hexdigest() != entry.sha256
-    except OSError:
+    except OSError as error:
+        if error.errno not in REFUSED | DENIED:
+            raise
         return True
 
 

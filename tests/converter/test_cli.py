@@ -173,6 +173,9 @@ def test_a_dry_run_says_what_would_be_replaced_whose_and_in_which_dtype(run: Pat
     assert dcp2hf(*command, "--dtype", "bfloat16")[0] == 0
     assert dcp2hf(*command, "--dry-run")[1] == f"{would}, replacing our export (bfloat16)\n"
     assert "replacing an up-to-date export" in dcp2hf(*command, "--dry-run", "--dtype", "bfloat16")[1]
+    (published / "generation_config.json").write_text("{}")
+    edited = "replacing our export (bfloat16); edited files of it are kept beside it: generation_config.json\n"
+    assert dcp2hf(*command, "--dry-run")[1] == f"{would}, {edited}"
     (published / "conversion.json").unlink()
     assert dcp2hf(*command, "--dry-run")[1] == f"{would}, replacing an export without our manifest (bfloat16)\n"
     code, out, _ = dcp2hf(*command, "--dry-run", "--if-exists", "skip")

@@ -247,6 +247,29 @@ def test_an_edited_file_outlives_a_process_that_dies_right_after_the_swap(tmp_pa
     assert layout.parse_ours(kept.name) is None
 
 
+def test_a_replaced_export_that_cannot_be_read_now_is_left_for_the_next_and_nothing_of_it_is_called_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = tmp_path / "step-1-hf"
+    published.mkdir()
+    ours_with(published, {"config.json": "old"})
+    read = manifest.read_regular
+
+    def fail(path: Path, **options: int) -> bytes:
+        if path.name == "config.json":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path, **options)
+
+    staging = staged(tmp_path, "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "read_regular", fail)
+        publish.publish(staging, published, 1, TOKEN, may_replace)
+    assert (published / "config.json").read_text() == "new"
+    assert names(tmp_path) == [staging.name, "step-1-hf"]
+    clear(tmp_path, 1, lambda: None)
+    assert names(tmp_path) == ["step-1-hf"]
+
+
 def test_an_export_that_nobody_edited_leaves_nothing_when_it_is_replaced(swap: str, tmp_path: Path) -> None:
     published = tmp_path / "step-1-hf"
     published.mkdir()
