@@ -1,6 +1,6 @@
 """Owns what is known of each key: its type, how it is written, where it may stand. A table's keys are `table.key`.
 
-The README's table is rendered from them (`table`).
+The table of docs/configuration.md is rendered from them (`table`).
 """
 
 import json
@@ -58,7 +58,7 @@ def variable(key: str) -> str:
 
 
 def table() -> str:
-    """The keys as a Markdown table, for the README."""
+    """The keys as a Markdown table, for docs/configuration.md."""
     lines = ["| key | default | per root | meaning |", "|---|---|---|---|"]
     defaults = Settings()
     for key in (key for key in KEYS if key != "root"):

@@ -24,14 +24,15 @@ class Slurm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shared: Annotated[
         str,
         Meta(
-            description="Folder that this host and the nodes share: events, results and output of jobs.",
+            description="Folder that this host and the nodes share, for events, results and output of jobs.",
             extra={"path": True},
         ),
     ] = ""
     python: Annotated[
         str,
         Meta(
-            description="Interpreter on the nodes that has this version of dcp2hf. Empty: the daemon's own, if they share it.",
+            description="Python interpreter on the nodes that has this version of dcp2hf. Empty: the daemon's own, if"
+            " the nodes share it.",
             extra={"per_root": True, "path": True},
         ),
     ] = ""
@@ -39,39 +40,39 @@ class Slurm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     account: Annotated[str, Meta(description="Account to submit for (`sbatch -A`).", extra=_ROOT)] = ""
     qos: Annotated[str, Meta(description="Quality of service (`sbatch -q`).", extra=_ROOT)] = ""
     nice: Annotated[
-        int, Meta(ge=0, le=2147483645, description="How far jobs stand back in Slurm's queue (`sbatch --nice`).", extra=_ROOT)
+        int, Meta(ge=0, le=2147483645, description="By how much to lower the jobs' priority in Slurm's queue (`sbatch --nice`).", extra=_ROOT)
     ] = 0  # fmt: skip
     extra_args: Annotated[
         tuple[str, ...], Meta(description='Further arguments of `sbatch`, such as `["-C", "avx512"]`.', extra=_ROOT)
     ] = ()
-    cpus: Annotated[int, Meta(ge=1, description="Processors that a job has.", extra=_ROOT)] = 4
+    cpus: Annotated[int, Meta(ge=1, description="Processors of a job.", extra=_ROOT)] = 4
     memory: Annotated[
         int,
         Meta(
-            ge=0, description="Memory of a job; 0 is reckoned by the step. Doubled where it was not enough.", extra=_ROOT_SIZE
+            ge=0, description="Memory of a job. 0: estimated from the step. Doubled after a job ran out of it.", extra=_ROOT_SIZE
         ),
     ] = 0  # fmt: skip
     time: Annotated[
         float,
         Meta(
-            ge=0, description="Time limit of a job; 0 is reckoned by the step. Doubled where it was not enough.", extra=_ROOT_DURATION
+            ge=0, description="Time limit of a job. 0: estimated from the step. Doubled after a job ran out of it.", extra=_ROOT_DURATION
         ),
     ] = 0.0  # fmt: skip
     rate: Annotated[
         int,
         Meta(
-            ge=1, description="Bytes of a model that a job surely converts in a second: what its time is reckoned by.", extra=_ROOT_SIZE
+            ge=1, description="Conservative throughput (bytes/s) used to estimate a job's time limit.", extra=_ROOT_SIZE
         ),
     ] = 50_000_000  # fmt: skip
-    max_queued: Annotated[int, Meta(ge=1, description="Jobs that wait or run at the same time.")] = 20
+    max_queued: Annotated[int, Meta(ge=1, description="How many jobs may wait or run at the same time.")] = 20
     poll: Annotated[
         float,
         Meta(
-            ge=0.1, description="Time between two looks at all jobs, while there are any: one `squeue`.", extra={"unit": "duration"}
+            ge=0.1, description="How often to ask `squeue` about all jobs, while there are any.", extra={"unit": "duration"}
         ),
     ] = 10.0  # fmt: skip
     cancel_on_stop: Annotated[
-        bool, Meta(description="A stop of the daemon cancels its jobs; else the next one takes them over.")
+        bool, Meta(description="Cancel running jobs when the daemon stops. Otherwise the next daemon adopts them.")
     ] = False
 
 

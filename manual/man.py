@@ -66,7 +66,7 @@ def _help(option: Option) -> str:
 
 
 def _keys() -> Iterator[str]:
-    """The rows of the README's table of keys."""
+    """The rows of the table of keys."""
     for row in keys.table().splitlines()[2:]:
         key, default, per_root, meaning = (cell.strip() for cell in row.strip("|").split(" | "))
         yield ".TP"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon import keys
+from daemon.config import load
 from daemon.records import State
 from daemon.settings import Settings
 
@@ -105,9 +106,9 @@ def documented() -> dict[str, tuple[set[str], set[str]]]:
     return {event: (set(levels.split(", ")), set(re.findall(r"`(\w+)`", fields))) for event, levels, fields in rows}
 
 
-def test_the_table_of_keys_in_the_readme_is_made_from_the_keys() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    (found,) = re.findall(r"<!-- table: .*? -->\n(.*?)<!-- end of table -->", readme, re.S)
+def test_the_documented_table_of_keys_is_made_from_the_keys() -> None:
+    document = (REPOSITORY / "docs/configuration.md").read_text()
+    (found,) = re.findall(r"<!-- table: .*? -->\n(.*?)<!-- end of table -->", document, re.S)
 
     assert found == keys.table()
 
@@ -134,3 +135,12 @@ def test_every_state_is_documented() -> None:
     text = (REPOSITORY / "docs/events.md").read_text()
 
     assert set(re.findall(r"^\| \*\*(\w+)\*\* \|", text, re.M)) == {str(state) for state in State}
+
+
+def test_the_configuration_that_the_documents_show_is_a_good_one(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```toml\n(.*?)```", (REPOSITORY / "docs/configuration.md").read_text(), re.S)
+    (tmp_path / "dcp2hf.toml").write_text(shown)
+
+    settings = load(config=str(tmp_path / "dcp2hf.toml"))
+
+    assert settings.for_root("/ablations").every == 1000
