@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -32,7 +32,7 @@ from converter.flags import (
 from converter.hooks import Hooks
 from converter.inspect import describe, preview
 from converter.limits import Limits
-from converter.report import reporter
+from converter.report import Report, reporter
 from converter.source import Options
 from converter.tables import show
 from converter.verdict import show as show_verdict
@@ -184,14 +184,14 @@ def convert(
     if output is not None and not is_folder(output.absolute().parent):
         _usage(f"--output {output}: its parent folder does not exist")
     run = None if named else steps[0].parent
-    if dry_run:
+    if dry_run and not events:
         for line in _passed_over(run) if run else ():
             print(line)
         _exit(_dry_run(steps, named, options))
     with reporter(events=events) as report:
         for entry, why in selection.passed_over(run) if run else ():
             report("conversion_skipped", {"path": str(entry), "reason": why})
-        _exit(_convert_all(steps, named, options, report))
+        _exit(_dry_run(steps, named, options, report) if dry_run else _convert_all(steps, named, options, report))
 
 
 @app.command("verify")
@@ -271,9 +271,7 @@ def _passed_over(folder: Path) -> list[str]:
     return [errors.printable(f"{entry.name}: {why}") for entry, why in selection.passed_over(folder)]
 
 
-def _convert_all(
-    steps: list[Path], named: bool, options: Options, report: Callable[[str, dict[str, Any]], None]
-) -> int:
+def _convert_all(steps: list[Path], named: bool, options: Options, report: Report) -> int:
     """Exit code of converting these steps."""
 
     def refused(step: Path, error: errors.ConversionError, is_failure: bool) -> None:
@@ -308,13 +306,20 @@ def _each(
     return EXIT_FAILED if failed else EXIT_OK if done else EXIT_NOTHING
 
 
-def _dry_run(steps: list[Path], named: bool, options: Options) -> int:
-    """The exit code that converting these steps has, as far as a look tells."""
+def _dry_run(steps: list[Path], named: bool, options: Options, report: Report | None = None) -> int:
+    """The exit code that converting these steps has, as far as a look tells. Said as events to `report`, or as text."""
 
     def say(step: Path, would: bool, text: str) -> None:
+        if report is not None:
+            about = {"step": layout.step_number(step.name), "path": str(step)}
+            report("would_convert" if would else "conversion_skipped", about | {"message" if would else "reason": text})
+            return
         print(errors.printable(f"{step.name}: {'would convert to' if would else 'would not convert:'} {text}"))
 
     def refused(step: Path, error: errors.ConversionError, _: bool) -> None:
+        if report is not None:
+            report("conversion_failed", error.as_event() | {"step": layout.step_number(step.name)})
+            return
         say(step, False, f"{error} ({error.hint})")
 
     return _each(steps, named, lambda step: say(step, *preview(step, options)), refused)

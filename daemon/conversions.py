@@ -13,7 +13,7 @@ from daemon.endings import Endings, Started, said_of
 from daemon.hooks import Hooks
 from daemon.ledger import Ledger
 from daemon.logs import Logger
-from daemon.messages import Gone
+from daemon.messages import Gone, Step
 from daemon.news import AttemptEvents, News
 from daemon.progress import Progress
 from daemon.records import Outcome, Row, State
@@ -27,6 +27,16 @@ from daemon.tally import Tally
 from daemon.tracker import Tracked, Tracker
 from daemon.verdict import Verdict
 from daemon.watcher import RootWatcher
+
+
+class Rehearsal:
+    """What a converter says that is only asked."""
+
+    convert = False
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Takes note of it."""
+        self.convert |= event["event"] == "would_convert"
 
 
 class Conversions:
@@ -59,6 +69,8 @@ class Conversions:
         self._samples = samples
         self._room = Room(log)
         self._running: dict[str, tuple[Started, asyncio.Task[None]]] = {}
+        self._rehearsed: dict[str, tuple[worker.Attempt, asyncio.Task[None]]] = {}
+        """Steps of which a converter says what it would do."""
         self._last_started: dict[str, float] = {}
         """By run, its last turn: no time, which a clock that is set back would count anew."""
         self._endings = Endings(
@@ -71,7 +83,7 @@ class Conversions:
         return self._endings.failures
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._rehearsed)
 
     def running(self) -> list[tuple[Row, Progress]]:
         """What runs, as it was when it began, and how far it is."""
@@ -100,25 +112,59 @@ class Conversions:
             if runner.holds(job.path, save_id) or (slots.has_one(runner) and self._has_room(job)):
                 slots.take(runner, self._start(job, runner, now))
 
-    def rehearse(self) -> None:
-        """Says what would be converted to where."""
-        for job in self.due():
+    def rehearse(self, workers: int) -> None:
+        """Says what would be converted to where, and what would be refused: of so many at a time the converter asks itself."""
+        for job in self.due()[: max(0, workers - len(self._rehearsed))]:
             self._tracker.tried.add(job.path)
-            facts = self._tracker.waiting[job.path].facts
+            facts, settings = self._tracker.waiting[job.path].facts, self._watchers[job.root].settings
+            request = self._request(job, facts, self._tracker.row(job.root, facts), settings)
+            argv, would = [*self._command(request, settings), "--dry-run"], Rehearsal()
+            attempt = worker.Attempt(argv, settings, on_event=would.on_event, on_output=lambda text: None)
+            task = asyncio.create_task(self._rehearse_one(job, facts, request, attempt, would))
+            self._rehearsed[job.path] = (attempt, task)
+
+    async def _rehearse_one(
+        self, job: Job, facts: Step, request: worker.Request, attempt: worker.Attempt, would: "Rehearsal"
+    ) -> None:
+        try:
+            outcome = await attempt.run()
+            log = self._tracker.step_log(job.root, facts)
+            if outcome.result == "interrupted":
+                return
+            if not would.convert:
+                message = outcome.message or str(outcome.event.get("reason", ""))
+                log.warning("would_not_convert", error=outcome.error, message=message, hint=outcome.hint)
+                return
             run, settings = self._tracker.runs.get(job.run), self._watchers[job.root].settings
-            output = f"{verdict.folder(facts, run, settings)}/{layout.published_name(job.step)}"
+            output = f"{request.folder}/{layout.published_name(job.step)}"
             said: dict[str, Any] = {"output": output, "export_bytes": job.export_bytes}
             if (found := verdict.replaced(facts, verdict.place(facts, run, settings))) is not None:
                 whose = "ours" if found.ours else "foreign" if found.foreign else "export"
                 said["replaces"] = {"whose": whose, "dtype": found.dtype}
-            self._tracker.step_log(job.root, facts).info("would_convert", **said)
+            log.info("would_convert", **said)
+        finally:
+            del self._rehearsed[job.path]
+            self._wake()
+
+    def _request(self, job: Job, facts: Step, row: Row, settings: Settings) -> worker.Request:
+        return worker.Request(
+            job.path,
+            verdict.folder(facts, self._tracker.runs.get(job.run), settings),
+            row.accept_copy,
+            overwrite=row.is_of_other_files(facts.answer.fingerprint),
+            samples=self._samples.folder(job.run, settings),
+        )
 
     async def stop(self) -> None:
         """Ends all that runs, within `worker.STOP_GRACE` and a little."""
-        for started, _ in self._running.values():
-            started.attempt.stop()
-        if self._running:
-            await asyncio.wait([task for _, task in self._running.values()], timeout=worker.STOP_GRACE + 2.5)
+        tasks = [task for _, task in (*self._running.values(), *self._rehearsed.values())]
+        for attempt in (
+            *(started.attempt for started, _ in self._running.values()),
+            *(attempt for attempt, _ in self._rehearsed.values()),
+        ):
+            attempt.stop()
+        if tasks:
+            await asyncio.wait(tasks, timeout=worker.STOP_GRACE + 2.5)
         await self._runners.stop()
 
     def _job(self, tracked: Tracked, now: float) -> Job | None:
@@ -173,14 +219,7 @@ class Conversions:
         row = self._tracker.row(job.root, facts)
         if row.state == State.PENDING:  # what it waited for is there
             row = msgspec.structs.replace(row, reason="", error=None, hint="")
-        samples = self._samples.folder(job.run, settings)
-        request = worker.Request(
-            job.path,
-            verdict.folder(facts, run, settings),
-            row.accept_copy,
-            overwrite=row.is_of_other_files(facts.answer.fingerprint),
-            samples=samples,
-        )
+        request = self._request(job, facts, row, settings)
         output, number = f"{request.folder}/{layout.published_name(job.step)}", row.attempts + 1
         running = msgspec.structs.replace(row, state=State.RUNNING, output=output)
         if not self._ledger.put(running, of_attempt=not self._once):  # another daemon with this ledger knows more

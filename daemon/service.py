@@ -190,7 +190,7 @@ class Service:
                 self._watchers.look_again(path)
         self._tracker.tick(now)
         if self._dry_run:
-            self._conversions.rehearse()
+            self._conversions.rehearse(self._settings.workers)
         else:
             self._conversions.start_due(self._settings, now)
             self._deliveries.start_due(self._settings.roots, now)

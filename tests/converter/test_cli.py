@@ -243,6 +243,16 @@ def test_a_dry_run_knows_a_model_that_would_be_refused_by_its_names(
     assert "would not convert" in out
 
 
+def test_a_dry_run_with_events_says_nothing_but_events(run: Path, dcp2hf: Command) -> None:
+    (run / "step-4" / ".metadata").unlink()
+    code, out, _ = dcp2hf("convert", run, "--dry-run", "--events")
+    said = events(out)
+
+    assert ("conversion_failed", 4) in said
+    assert {event for event, step in said if step != 4} == {"would_convert"}
+    assert code == dcp2hf("convert", run, "--dry-run")[0]
+
+
 def test_what_is_up_to_date_is_skipped_and_a_newer_save_is_not(run: Path, dcp2hf: Command) -> None:
     skip = ("convert", "--dcp-path", run / "step-4", "--if-exists", "skip", "--events")
     assert events(dcp2hf(*skip)[1])[-1] == ("conversion_succeeded", 4)

@@ -66,6 +66,12 @@ def publish() -> None:
         )  # fmt: skip
 
 
+if "--dry-run" in sys.argv:
+    if behaviour.startswith("fail "):
+        _, error, retry = behaviour.split()
+        fail(error, retry)
+    say("would_convert")
+    sys.exit(0)
 with (step.parent / "conversions").open("a") as log:
     log.write(f"{step.name}\n")
 say("conversion_started")

@@ -194,6 +194,18 @@ def test_a_rehearsal_says_what_and_why_not_and_writes_nothing(make_run: MakeRun,
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
+def test_a_rehearsal_says_what_would_be_refused_and_why(make_run: MakeRun, tmp_path: Path, start: Start) -> None:
+    run = make_run("a", 10, 20)
+    (run / "behaviour-step-10").write_text("fail UnsupportedModel unsupported")
+    daemon = start("--dry-run", str(tmp_path / "root"))
+
+    assert daemon.end() == 0
+    (refused,) = daemon.events("would_not_convert")
+    assert (refused["step"], refused["error"], refused["message"]) == (10, "UnsupportedModel", "as told")
+    assert [said["step"] for said in daemon.events("would_convert")] == [20]
+    assert conversions(run) == []
+
+
 def test_watching_converts_what_appears_within_a_second_where_events_are_real(
     make_run: MakeRun, tmp_path: Path, start: Start, saved: Path
 ) -> None:
