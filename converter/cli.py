@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -273,15 +274,15 @@ def _passed_over(folder: Path) -> list[str]:
 
 def _convert_all(steps: list[Path], named: bool, options: Options, report: Report) -> int:
     """Exit code of converting these steps."""
+    return _each(steps, named, lambda step: convert_step(step, options, report), partial(_refused, report))
 
-    def refused(step: Path, error: errors.ConversionError, is_failure: bool) -> None:
-        said = error.as_event() | {"step": layout.step_number(step.name)}
-        if is_failure:
-            report("conversion_failed", said)
-        else:
-            report("conversion_skipped", said | {"reason": error.what})
 
-    return _each(steps, named, lambda step: convert_step(step, options, report), refused)
+def _refused(report: Report, step: Path, error: errors.ConversionError, is_failure: bool) -> None:
+    said = error.as_event() | {"step": layout.step_number(step.name)}
+    if is_failure:
+        report("conversion_failed", said)
+    else:
+        report("conversion_skipped", said | {"reason": error.what})
 
 
 def _each(
@@ -316,9 +317,9 @@ def _dry_run(steps: list[Path], named: bool, options: Options, report: Report | 
             return
         print(errors.printable(f"{step.name}: {'would convert to' if would else 'would not convert:'} {text}"))
 
-    def refused(step: Path, error: errors.ConversionError, _: bool) -> None:
+    def refused(step: Path, error: errors.ConversionError, is_failure: bool) -> None:
         if report is not None:
-            report("conversion_failed", error.as_event() | {"step": layout.step_number(step.name)})
+            _refused(report, step, error, is_failure)
             return
         say(step, False, f"{error} ({error.hint})")
 

@@ -248,7 +248,7 @@ def test_a_dry_run_with_events_says_nothing_but_events(run: Path, dcp2hf: Comman
     code, out, _ = dcp2hf("convert", run, "--dry-run", "--events")
     said = events(out)
 
-    assert ("conversion_failed", 4) in said
+    assert ("conversion_skipped", 4) in said
     assert {event for event, step in said if step != 4} == {"would_convert"}
     assert code == dcp2hf("convert", run, "--dry-run")[0]
 

@@ -26,13 +26,14 @@ def documented() -> dict[str, tuple[str, set[str]]]:
 
 def reported() -> set[str]:
     """Every event that the converter's code reports."""
-    return {
-        node.args[0].value
+    names = (
+        name
         for path in (REPOSITORY / "converter").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "report"
-        if isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
-    }
+        for name in ([node.args[0].body, node.args[0].orelse] if isinstance(node.args[0], ast.IfExp) else node.args[:1])
+    )
+    return {name.value for name in names if isinstance(name, ast.Constant) and isinstance(name.value, str)}
 
 
 def test_every_event_is_documented_with_its_level() -> None:
@@ -52,7 +53,11 @@ def test_every_field_that_is_printed_is_documented(
     (run / "step-2-hf").mkdir()
     (run / "step-2-hf" / "config.json").write_text("{}")
     (run.parent / "config.json").write_bytes((run / "config.json").read_bytes().replace(b"float32", b"bfloat16"))
-    out = dcp2hf("convert", run, "--events", "--statistics", tmp_path / "kept")[1]
+    out = dcp2hf("convert", run, "--events", "--dry-run")[1]
+    rehearsed = [json.loads(line)["event"] for line in out.splitlines()]
+    assert {"would_convert", "conversion_skipped", "conversion_failed"} == {*rehearsed}
+    assert rehearsed.count("conversion_failed") == 1  # suspect; an incomplete step that nobody named is no failure
+    out += dcp2hf("convert", run, "--events", "--statistics", tmp_path / "kept")[1]
     out += dcp2hf("convert", run / "step-2", "--events", "--if-exists", "skip")[1]
     lines = [json.loads(line) for line in out.splitlines()]
 
