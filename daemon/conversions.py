@@ -139,8 +139,7 @@ class Conversions:
             output = f"{request.folder}/{layout.published_name(job.step)}"
             said: dict[str, Any] = {"output": output, "export_bytes": job.export_bytes}
             if (found := verdict.replaced(facts, verdict.place(facts, run, settings))) is not None:
-                whose = "ours" if found.ours else "foreign" if found.foreign else "export"
-                said["replaces"] = {"whose": whose, "dtype": found.dtype}
+                said["replaces"] = {"whose": found.whose, "dtype": found.dtype}
             log.info("would_convert", **said)
         finally:
             del self._rehearsed[job.path]

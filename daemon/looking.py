@@ -55,7 +55,7 @@ def within(patience: float, look: Callable[[], _T]) -> _T | None:
 def listed(path: str) -> roots.Folder:
     """What a folder holds. Raises OSError."""
     with os.scandir(path) as entries:
-        return roots.interpret(roots.Entry(e.name, e.is_dir(follow_symlinks=False), e.is_symlink()) for e in entries)
+        return roots.interpret(map(roots.Entry.of, entries))
 
 
 class Names(NamedTuple):

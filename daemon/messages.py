@@ -125,6 +125,11 @@ class Published(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, g
     save_id: str | None = None
     foreign: tuple[str, ...] = ()
 
+    @property
+    def whose(self) -> str:
+        """In the converter's words: ours, foreign (it holds files that no export has) or export (one without our manifest)."""
+        return "ours" if self.ours else "foreign" if self.foreign else "export"
+
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="step"):
     """A step, what it is, and what is published of it."""
@@ -134,6 +139,11 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="ste
     path: str
     answer: Answer
     published: tuple[Published, ...] = ()
+
+    @property
+    def has_ours(self) -> bool:
+        """Whether an export of ours, of whatever save, is there."""
+        return any(found.ours for found in self.published)
 
 
 class Gone(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="gone"):

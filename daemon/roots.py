@@ -3,6 +3,7 @@
 Nothing here touches a file system: the scanner lists, these functions say what it saw.
 """
 
+import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -15,6 +16,11 @@ class Entry(NamedTuple):
     name: str
     is_dir: bool
     is_link: bool = False
+
+    @staticmethod
+    def of(entry: "os.DirEntry[str]") -> "Entry":
+        """As scandir gave it; a link is not followed. Raises OSError where the file system is asked for its kind."""
+        return Entry(entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink())
 
 
 class Folder(NamedTuple):

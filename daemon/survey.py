@@ -198,9 +198,7 @@ class Survey:
                 self._sweep_leftovers(path, earlier.folder)
                 return earlier.folder
             with os.scandir(path) as entries:
-                folder = roots.interpret(
-                    roots.Entry(e.name, e.is_dir(follow_symlinks=False), e.is_symlink()) for e in entries
-                )
+                folder = roots.interpret(map(roots.Entry.of, entries))
         except OSError as error:
             self._listed.pop(path, None)
             if not isinstance(error, FileNotFoundError | NotADirectoryError):

@@ -112,14 +112,14 @@ class Tracker:
         settings = self._settings_of(root)
         if settings is None:
             return
-        if any(found.ours for found in facts.published):
+        if facts.has_ours:
             self._unseen.discard(path)
         if (known := self.waiting.get(path)) and known.verdict.state == State.RUNNING:
             self.waiting[path] = known._replace(facts=facts)
             return
         current = self._ledger.row(path)
         before = self._known(current, facts)
-        row = self.row(root, facts)
+        row = self._row(root, facts, current, before)
         accepts = row.accept_copy or settings.accept_copies
         is_complete = facts.answer.state == "complete" or (facts.answer.state == "suspect" and accepts)
         now = self._clock()
@@ -250,7 +250,7 @@ class Tracker:
 
     def published(self, path: str, latest: Step) -> None:
         """A step was published by this process; the scanner may have seen it already."""
-        if not any(found.ours for found in latest.published):
+        if not latest.has_ours:
             self._unseen.add(path)
         self.waiting.pop(path, None)
 
@@ -280,8 +280,11 @@ class Tracker:
 
         What was so before the save was away is so again.
         """
-        current, save_id, name = self._ledger.row(facts.path), facts.answer.save_id or "", self.run_name(facts.run)
-        row = self._known(current, facts)
+        current = self._ledger.row(facts.path)
+        return self._row(root, facts, current, self._known(current, facts))
+
+    def _row(self, root: str, facts: Step, current: Row | None, row: Row | None) -> Row:
+        save_id, name = facts.answer.save_id or "", self.run_name(facts.run)
         if row is None and current is not None and current.save_id == "":  # it was incomplete until now
             row = current
         if row is not None:

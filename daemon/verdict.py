@@ -89,7 +89,7 @@ def judge(
     if row is not None and not fresh:
         # `rm -r` may take the manifest first: what was ours looks foreign until all of it is gone.
         was_published = row.state in (State.DONE, State.REMOVED) or (row.state == State.FOREIGN and row.wish)
-        if was_published and not any(p.ours for p in step.published):
+        if was_published and not step.has_ours:
             return Verdict(
                 State.REMOVED,
                 "the published directory was removed",
@@ -206,7 +206,7 @@ def _is_published(step: Step, run: Run | None, row: Row | None, settings: Settin
 def _foreign(step: Step, run: Run | None, settings: Settings) -> Verdict | None:
     where = place(step, run, settings)
     found = replaced(step, where)
-    if found is None or found.ours or settings.overwrite_foreign:
+    if found is None or found.whose == "ours" or settings.overwrite_foreign:
         return None
     what = f"it holds {', '.join(found.foreign)}" if found.foreign else "it has no manifest of ours"
     reason = f"{layout.published_name(step.step)} is somebody else's: {what}"
