@@ -45,7 +45,7 @@ class Slurm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     extra_args: Annotated[
         tuple[str, ...], Meta(description='Further arguments of `sbatch`, such as `["-C", "avx512"]`.', extra=_ROOT)
     ] = ()
-    cpus: Annotated[int, Meta(ge=1, description="Processors of a job.", extra=_ROOT)] = 4
+    cpus: Annotated[int, Meta(ge=1, description="Number of processors of a job.", extra=_ROOT)] = 4
     memory: Annotated[
         int,
         Meta(

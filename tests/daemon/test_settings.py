@@ -190,7 +190,7 @@ def test_a_state_folder_on_a_network_file_system_is_refused_by_name(tmp_path: Pa
         config.state_dir(loaded, environ={}, table=table)
 
 
-def test_the_table_for_the_readme_has_every_key_with_its_default_and_meaning() -> None:
+def test_the_documented_table_has_every_key_with_its_default_and_meaning() -> None:
     table = keys.table()
 
     for key in set(keys.KEYS) - {"root"}:
