@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,40 +15,46 @@ from tests.calls.seam import Kind
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "survival.md"
 SUITES = {
     "A call of the converter fails": (
-        "The conversion succeeds with the same bytes, or fails as an expected failure that says what to expect of another "
-        "try. Whatever is published is whole, the old one or the new one; nothing of training changes; nothing of ours is "
-        "left, unless removing it was what failed. The next conversion succeeds with the same bytes and cleans up."
+        "The conversion succeeds with the same bytes, or it fails with an expected error that states the retry policy. "
+        "A published directory is complete, either the old one or the new one. No file of training changes. Nothing "
+        "that the converter made is left, unless its removal failed. The next conversion succeeds with the same bytes "
+        "and cleans up."
     ),
     "A call of the scanner fails": (
-        "The scan goes on, says it at most once, and says of no step that it is complete, up to date or gone unless it is. "
-        "A later scan reports the same facts as one without a fault."
+        "The scan continues and reports the failure at most once. It reports a step as complete, up to date or gone "
+        "only if that is true. A later scan reports the same facts as a scan without a fault."
     ),
     "A call of the daemon below state_dir fails": (
-        "The daemon converts every complete step all the same, ends as documented, and never with a traceback."
+        "The daemon still converts every complete step. It exits as documented and never with a traceback."
     ),
     "The converter is killed": (
-        "At once after SIGKILL, what is published is whole, the old one or the new one, or nothing where nothing was; where "
-        "names cannot be exchanged, the old one may be set aside, and sweeping puts it back. The next conversion "
-        "publishes the same bytes and leaves nothing of ours; nothing of training changed."
+        "Directly after SIGKILL, a published directory is complete, either the old one or the new one. If there was "
+        "none before, there may be none. Where names cannot be exchanged, the old one may be set aside, and sweeping "
+        "puts it back. The next conversion publishes the same bytes and leaves nothing of its own. No file of training "
+        "changes."
     ),
     "The daemon is killed": ("After the next start every complete step is converted, once."),
 }
 """Each suite and what it promises."""
-_HEAD = """# What is survived
+_HEAD = """# Failing calls and kills
 
-Made by `make faults`; do not edit. `tests/calls` lays a seam under the processes: libc itself, so that nothing goes
-around it. It makes every call on a path below the root, or below `state_dir`, fail once, one call after the other, with
-each errno that such a call can give; from a call on for good; or kills the process with SIGKILL before the call, or once
-it took effect. A *point* is one call and what it met. Every point below was met, and every promise held.
+This page lists the failing calls and kills that the tests inject, and the results. `make faults` makes it; do not edit
+it.
+
+`tests/calls` replaces the file calls of libc itself, so that no call bypasses it. It acts on every call on a path below
+the root or below `state_dir`. It makes one call after the other fail once, with each errno that such a call
+can give. It makes all calls fail from one call on. It kills the process with SIGKILL before a call, or after the call
+took effect. A *point* is one call and its fault. Every point below was tried, and every promise held.
 """
 _WHOLE = """
-In a first export and in the scanner every call fails with every errno; of the kinds of which there are hundreds of calls
-(READ, STAT, READDIR, OPEN, CLOSE) each call meets one errno, the next call the next. In the other situations every third
-call fails so, and below `state_dir` every call. What lasts begins at every tenth call, a full disk at each.
+In a first export and in the scanner every call fails with every errno. Calls of the kinds READ, STAT, READDIR, OPEN and
+CLOSE number hundreds. There, each call gets one errno, and the next call the next errno. In the other situations every
+third call fails in this way, and below `state_dir` every call. A lasting failure begins at every tenth call, and a full
+disk at each call.
 """
 _PART = """
-**This is a part of the points**, as `make test` tries them: each errno of each kind of call in one place, each state of a
-publication once. `make faults` tries all and writes this page anew.
+**This page has a part of the points**, as `make test` tries them: each errno of each kind of call in one place, and
+each state of a publication once. `make faults` tries all points and writes this page again.
 """
 
 
@@ -60,17 +67,18 @@ def document(rows: Sequence[Row]) -> str:
     """The whole page."""
     lines = [_HEAD, _WHOLE if ALL_POINTS else _PART, "\n"]
     for suite, promise in SUITES.items():
-        lines.append(f"## {suite}\n\n{promise}\n\n| situation | points | what became of them |\n|---|---|---|\n")
+        lines.append(f"## {suite}\n\n{textwrap.fill(promise, 118)}\n\n")
+        lines.append("| situation | points | what became of them |\n|---|---|---|\n")
         lines += [f"| {row.situation} | {row.points:,} | {told(row)} |\n" for row in rows if row.suite == suite]
         lines.append("\n")
-    lines.append(f"{sum(row.points for row in rows):,} points in all.\n\n## What a call can give\n\n")
+    lines.append(f"{sum(row.points for row in rows):,} points in all.\n\n## Errors of each call\n\n")
     lines.append("| call | once, with | although it took effect |\n|---|---|---|\n")
     names = {kind: ", ".join(_names(errors)) for kind, errors in GIVES.items()}
     lines += [f"| {kind.name} | {names[kind]} | {', '.join(_names(LOST_REPLIES.get(kind, ())))} |\n" for kind in Kind]
     lines.append(
-        "\nREAD and WRITE also move half of what they were asked to. For good: ENOSPC and EDQUOT for all that\n"
+        "\nREAD and WRITE also move only half of the requested bytes. Lasting failures are ENOSPC and EDQUOT\n"
     )
-    lines.append("writes, EIO and ESTALE for every call.\n")
+    lines.append("for all calls that write, and EIO and ESTALE for every call.\n")
     return "".join(lines)
 
 

@@ -19,15 +19,18 @@ WORK = {"In our own work": faults_work.FAULTS}
 GROUPS = INPUT | WORK
 ALL = [fault for found in GROUPS.values() for fault in found]
 
-_HEAD = """# Faults, and the check that catches each
+_HEAD = """# Faults and the checks that catch them
 
-Made by `tests/faults` (`WRITE_DOCS=1 pytest tests/faults`); do not edit. Every fault below is put into a real tiny
-checkpoint, or into our own work by a wrapper in the tests, and the step converted twice: once with the check named for it
-alone, every other one replaced by a pass, and once with all of them replaced. With its check alone, the conversion is
-refused with that error and nothing is left behind. Without, it is *published* (*wrong*: with other files than the right
-ones; *right*: what is wrong is not what is read), or ends because something cannot be read at all.
+This page lists the faults that the tests make, and the check that catches each of them. `tests/faults` makes the page
+(`WRITE_DOCS=1 pytest tests/faults`); do not edit it.
 
-`(reading)` is no check: the form itself does not parse.
+The tests put every fault below into a real tiny checkpoint, or into our own work by a wrapper. They convert each step
+twice. The first time, the check named for the fault runs alone, and every other check is replaced by a pass. The
+conversion must then be refused with the named error and leave nothing behind. The second time, all checks are replaced.
+The last column shows the result: *published, wrong* (with other files than the right ones), *published, right* (the
+fault is in bytes that are not read), or an end because something cannot be read at all.
+
+`(reading)` is not a check. It means that the file cannot be parsed.
 
 """
 
@@ -37,7 +40,7 @@ def document(without: Mapping[Fault, str]) -> str:
     lines = [
         _HEAD,
         "## Checks\n\n",
-        "As the manifest names them.\n\n",
+        "The names are those of the manifest.\n\n",
         "| check | what it promises | faults |\n|---|---|---|\n",
     ]
     for name, check in CHECKS.items():
@@ -53,7 +56,8 @@ def document(without: Mapping[Fault, str]) -> str:
             became = "; ".join(dict.fromkeys(without[fault] for fault in places))
             lines.append(f"| {kind} | {where} | {check if check == READING else f'`{check}`'} | {error} | {became} |\n")
     lines.append(
-        "\n## What nothing can see\n\nThese pass every check; the tests know it.\n\n| fault | why | the manifest says |\n|---|---|---|\n"
+        "\n## Faults that no check can detect\n\nThe tests confirm that these faults pass every check.\n\n"
+        "| fault | why | the manifest says |\n|---|---|---|\n"
     )
     for unseen in UNSEEN:
         says = "`{}`: {}".format(*unseen.says) if unseen.says else ""

@@ -13,11 +13,15 @@ from tests.fuzz.trial import Became
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "fuzzing.md"
 _HEAD = """# Mutated checkpoints
 
-Made by `make fuzz` (`tests/fuzz`, hypothesis); do not edit. Real tiny checkpoints of TorchTitan and DCP (dense and MoE,
-the names of 0.2, 0.3 and between, four ranks and one, float32 and bfloat16, steps in HF form) are changed, looked into as
-the scanner does it, in a process limited in memory and time, and converted. Each must be refused by an expected error that
-does not blame the machine, or be published as exactly what torch and TorchTitan read in the changed checkpoint. A trial
-fails on any other exception, on anything left behind, and past {cpu:.0f} s of processor time or {growth} MiB of new memory.
+This page reports the results of converting mutated checkpoints. `make fuzz` makes it (`tests/fuzz`, hypothesis); do
+not edit it.
+
+The tests change real tiny checkpoints of TorchTitan and DCP: dense and MoE, with the names of 0.2, 0.3 and between, of
+four ranks and one, in float32 and bfloat16, and steps in HF form. Each changed checkpoint is read as the scanner reads
+it, in a process with limited memory and time, and is then converted. The conversion must do one of two things. It
+refuses the checkpoint with an expected error that does not blame the machine. Or it publishes exactly what torch and
+TorchTitan read in the changed checkpoint: *the same* files as without the change, or *honest* other ones. A trial fails
+on any other exception, on anything left behind, and past {cpu:.0f} s of processor time or {growth} MiB of new memory.
 
 """
 
@@ -30,8 +34,9 @@ def document(became: Mapping[Mutator, list[Became]], seed: int) -> str:
     slowest, largest = max(every, key=lambda one: one.seconds), max(every, key=lambda one: one.memory)
     lines = [
         _HEAD.format(cpu=CPU_SECONDS, growth=GROWTH >> 20),
-        f"{len(every):,} checkpoints, seed {seed}. Slowest: {slowest.seconds:.1f} s of processor time ({slowest.what}, "
-        f"{slowest.outcome}). Most memory to read a `.metadata`: {largest.memory >> 20} MiB ({largest.what}).\n",
+        f"{len(every):,} checkpoints, seed {seed}, were tried.\n",
+        f"The slowest took {slowest.seconds:.1f} s of processor time ({slowest.what}, {slowest.outcome}).\n",
+        f"Reading a `.metadata` took at most {largest.memory >> 20} MiB of memory ({largest.what}).\n",
     ]
     for group in dict.fromkeys(mutator.group for mutator in became):
         lines.append(

@@ -5,26 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_HEAD = """# What `keep_latest_k` leaves beside exports
+_HEAD = """# Exports and `keep_latest_k`
 
-Made by `tests/retention` (`WRITE_DOCS=1 pytest tests/retention`); do not edit. TorchTitan up to 0.3.0 takes every name
-with `step-<digits>` in it for a checkpoint: a `step-N-hf` beside the steps counts against `keep_latest_k` and is deleted
-in its turn, a step before its export. The figures come from its own `_purge_stale_checkpoints` and `_find_load_step`
-(torchtitan 0.3.0), called at each of many saves while the step that is being saved has no `.metadata` yet and every
-complete one has been exported.
+This page shows how TorchTitan's retention (`keep_latest_k`) treats exports beside the steps. `tests/retention` makes it
+(`WRITE_DOCS=1 pytest tests/retention`); do not edit it.
 
-- *complete*: complete checkpoints left at the worst moment of a save. Without exports it is `keep_latest_k` - 1.
-- *exports*: `step-N-hf` left at that moment. Those in `hf/` are never deleted: they are yours to clear.
-- *from save*: the first save at which TorchTitan deletes an export. Each later save deletes more. A larger `keep_latest_k`
-  puts this off, it does not stop it: a run of 5 saves with `keep_latest_k` 4 ends with 2 exports, not 5.
-- *resumes with an index*: whether a restarted trainer finds a checkpoint to load where the exports beside it have a
-  `model.safetensors.index.json`. Where it says *no*, it picks a step of which only the export is left.
-- `auto` is `output`'s default: where exports of a single file go, and what that leaves. One with an index goes to `hf/`.
+TorchTitan up to 0.3.0 takes every name with `step-<digits>` in it for a checkpoint. A `step-N-hf` beside the steps
+counts against `keep_latest_k` and is deleted in its turn, each step before its export. The figures come from
+TorchTitan's own `_purge_stale_checkpoints` and `_find_load_step` (torchtitan 0.3.0). The test calls them at each of
+many saves. At that moment the step that is being saved has no `.metadata` yet, and every complete step has been
+exported.
 
-Newer TorchTitan (its main branch since 2026-08: #4187, #4197) counts canonical names only: there exports are neither counted
-nor deleted. Nothing in a run tells which version wrote it.
+- *complete* is the number of complete checkpoints left at the worst moment of a save. Without exports it is
+  `keep_latest_k` - 1.
+- *exports* is the number of `step-N-hf` left at that moment. Exports in `hf/` are never deleted. You must delete old
+  ones yourself.
+- *from save* is the first save at which TorchTitan deletes an export. Each later save deletes more. A larger
+  `keep_latest_k` delays this and does not prevent it. A run of 5 saves with `keep_latest_k` 4 ends with 2 exports, not
+  5.
+- *resumes with an index* says whether a restarted trainer finds a checkpoint to load if the exports beside it have a
+  `model.safetensors.index.json`. With *no*, it selects a step of which only the export is left.
+- `auto` is the default of `output`. The column says where it puts exports of a single file, and the next one how many
+  complete checkpoints that leaves. An export with an index goes to `hf/`.
 
-What a conversion in progress is called (staging, set-aside, lock) is neither counted nor deleted.
+Newer TorchTitan (its main branch since 2026-08: #4187, #4197) counts canonical names only. It neither counts nor
+deletes exports. A run does not record which version wrote it.
+
+TorchTitan neither counts nor deletes the files and directories of a conversion in progress (staging, set-aside, lock).
 
 | `keep_latest_k` | `subdirectory`: complete | `alongside`: complete | exports | from save | resumes with an index | `auto` | complete |
 |---|---|---|---|---|---|---|---|

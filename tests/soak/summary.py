@@ -26,9 +26,10 @@ def text(history: list[Record]) -> str:
     if measured is not None:
         rows += [
             "",
-            f"The daemon that lived longest was measured for {measured.seconds / 60:.0f} minutes and {measured.conversions} "
-            f"conversions of its own: a line through its memory rose by {measured.kilobytes:,.0f} kB (largest "
-            f"{measured.largest / 1000:.1f} MB), its descriptors by {measured.descriptors}.",
+            f"The daemon that lived longest was measured for {measured.seconds / 60:.0f} minutes. It ran "
+            f"{measured.conversions} conversions in that time.",
+            f"A line fitted to its memory rose by {measured.kilobytes:,.0f} kB (largest "
+            f"{measured.largest / 1000:.1f} MB). The number of its descriptors rose by {measured.descriptors}.",
         ]
     return "\n".join([*said, *rows])
 
