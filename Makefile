@@ -33,16 +33,16 @@ test-slow: venv
 # A soak: training and accidents against real daemons (docs/soak.md). SEED=N plays again what that seed plays.
 STEPS ?= 200
 soak: venv
-	$(BIN)/python -m tests.soak --steps $(STEPS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.robustness.soak --steps $(STEPS) $(if $(SEED),--seed $(SEED))
 
 # Every call fails once and kill -9 at every point, in every place; faults in content too. Writes docs/survival.md.
 faults: venv
-	ALL_POINTS=1 WRITE_DOCS=1 $(BIN)/python -m pytest tests/calls tests/faults
+	ALL_POINTS=1 WRITE_DOCS=1 $(BIN)/python -m pytest tests/robustness/calls tests/robustness/faults
 
 # Thousands of mutated checkpoints, the same ones each time (make test tries 250). Writes docs/fuzzing.md.
 TRIALS ?= 5000
 fuzz: venv
-	FUZZ_TRIALS=$(TRIALS) WRITE_DOCS=1 $(BIN)/python -m pytest tests/fuzz
+	FUZZ_TRIALS=$(TRIALS) WRITE_DOCS=1 $(BIN)/python -m pytest tests/robustness/fuzz
 
 # Against TorchTitan's own conversion and the floor, in one run: SIZE=1.7B, SHAPE=moe, DTYPE=bfloat16, ADAM=no, RUNS=N,
 # LIMIT=BYTES (once more inside a memory control group; root). Nothing else should run.

@@ -12,12 +12,15 @@ import os
 import time
 from pathlib import Path
 
-from converter import assets
-from converter.export import Exporter
-from converter.exports import lay_out, target_dtype
+from converter.common.dtypes import target_dtype
+from converter.export.exporter import Exporter
+from converter.export.hf_shards import lay_out
+from converter.export.read_back import read_all
+from converter.export.writer import Writer
 from converter.move import _provisional
-from converter.sinks import Writer, read_all
-from converter.source import Options, look, model_bytes, source_names
+from converter.run import base_assets
+from converter.run.options import Options
+from converter.run.step_source import look, model_bytes, source_names
 
 
 class TimedWriter(Writer):
@@ -39,7 +42,7 @@ def main() -> None:
     asked = parser.parse_args()
     options = Options(dtype=asked.dtype)
     source = look(asked.step, options)
-    base = assets.read(asked.step, source.run, options.search).base
+    base = base_assets.read(asked.step, source.run, options.search).base
     tensors, dtype = source.metadata.tensors, source.dtype
     plan = _provisional(source, source_names(source), base)
     assert plan is not None

@@ -13,9 +13,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from converter import storage
-from converter.export import BLOCK
-from converter.source import model_bytes
+from converter.checkpoint import probe
+from converter.export.exporter import BLOCK
+from converter.run.step_source import model_bytes
 
 Part = tuple[str, int, int]
 """(DCP shard, position, length)"""
@@ -23,7 +23,7 @@ Part = tuple[str, int, int]
 
 def parts(step: Path) -> tuple[list[Part], int]:
     """The model's items in the order of files, split in blocks; and their bytes."""
-    _, metadata = storage.read(step)
+    _, metadata = probe.read(step)
     items = sorted(
         (chunk.file, chunk.offset, chunk.length) for tensor in metadata.tensors.values() for chunk in tensor.chunks
     )

@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 
 from bench.measure import family
-from converter import layout
-from converter.storage import probe
-from daemon.ledger import Ledger
-from daemon.messages import answer_of
-from daemon.records import Row, State
+from converter.checkpoint.probe import probe
+from converter.common import names_on_disk
+from daemon.ledger.ledger import Ledger
+from daemon.ledger.records import Row, State
+from daemon.scanner.messages import answer_of
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -45,7 +45,7 @@ def main() -> None:
 def make(place: Path, runs: int, steps: int) -> None:
     """A root of hard links to one converted step, and a ledger that knows them."""
     subprocess.run(
-        [sys.executable, "-m", "tests.build.big", place / "one", "--size", "tiny", "--ranks", "2"],
+        [sys.executable, "-m", "tests.support.checkpoints.big", place / "one", "--size", "tiny", "--ranks", "2"],
         cwd=_REPOSITORY, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     step = place / "one" / "checkpoint" / "step-2"
@@ -57,7 +57,7 @@ def make(place: Path, runs: int, steps: int) -> None:
         run.mkdir(parents=True)
         shutil.copy2(step.parent / "config.json", run)
         for number in range(1, steps + 1):
-            for name, to in ((step.name, f"step-{number}"), (f"{step.name}-hf", layout.published_name(number))):
+            for name, to in ((step.name, f"step-{number}"), (f"{step.name}-hf", names_on_disk.published_name(number))):
                 shutil.copytree(step.with_name(name), run / to, copy_function=os.link)
                 shutil.copystat(step.with_name(name), run / to)
             path = str(run / f"step-{number}")
@@ -65,7 +65,7 @@ def make(place: Path, runs: int, steps: int) -> None:
                 Row(
                     path=path, root=str(place / "root"), run=str(run), run_name=run.parent.name, step=number,
                     save_id=answer.save_id or "", state=State.DONE, answer=answer, complete_at=1.0,
-                    output=str(run / layout.published_name(number)),
+                    output=str(run / names_on_disk.published_name(number)),
                 )
             )  # fmt: skip
     ledger.close()

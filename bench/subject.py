@@ -54,7 +54,7 @@ class Subject:
         if not (self.run / "checkpoint" / "config.json").exists():
             shutil.rmtree(self.run, ignore_errors=True)
             subprocess.run(
-                [sys.executable, "-m", "tests.build.big", self.run, "--size", self.size, "--dtype", self.dtype,
+                [sys.executable, "-m", "tests.support.checkpoints.big", self.run, "--size", self.size, "--dtype", self.dtype,
                  "--adam" if self.adam else "--no-adam", "--ranks", "4"], cwd=_REPOSITORY, check=True,
             )  # fmt: skip
 

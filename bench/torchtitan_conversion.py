@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torchtitan.components.checkpointer.base import ModelWrapper
 from torchtitan.models.qwen3.state_dict_adapter import Qwen3StateDictAdapter
 
-from tests.build.big import size_config
+from tests.support.checkpoints.big import size_config
 
 
 @torch.inference_mode()

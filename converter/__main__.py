@@ -1,5 +1,5 @@
 """`python -m converter`: the `dcp2hf` command."""
 
-from converter.cli import main
+from converter.cli.main import main
 
 main()

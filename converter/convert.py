@@ -10,20 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from converter import assets, errors, interrupts, layout, manifest, publish, standin, statistics
-from converter.asking import Asking
-from converter.clock import Clock
-from converter.evidence import make_manifest
-from converter.existing import Existing
-from converter.export import Outcome, are_equal
-from converter.hooks import Hooked
-from converter.lock import Lock
+from converter.common import errors, interrupts, names_on_disk
+from converter.common.io_pacing import drop_from_cache
+from converter.common.phase_timer import Clock
+from converter.export import provisional_plan
+from converter.export.exporter import Outcome, are_equal
+from converter.export.manifest_checks import make_manifest
+from converter.export.read_back import read_all, read_back
+from converter.export.writer import in_one
 from converter.move import Progress, move
-from converter.owners import Owner
-from converter.prover import Prover
-from converter.sinks import in_one, read_all, read_back
-from converter.source import (
-    Options,
+from converter.proof.client import Prover
+from converter.proof.requests import Asking
+from converter.publish import manifest, stale_files, swap
+from converter.publish.existing_output import Existing
+from converter.publish.lock import Lock
+from converter.publish.owners import Owner
+from converter.publish.publish_hooks import Hooked
+from converter.run import base_assets
+from converter.run.options import Options
+from converter.run.step_source import (
     Source,
     check_replaceable,
     check_unchanged,
@@ -34,7 +39,7 @@ from converter.source import (
     reason_to_skip,
     source_names,
 )
-from converter.traffic import drop_from_cache
+from converter.statistics import weight_statistics
 
 _SPARE = 64 << 20
 """Bytes that stay free beside an export."""
@@ -64,13 +69,13 @@ def convert_step(step: Path, options: Options, report: Report, prover: Callable[
 
 def _convert(step: Path, options: Options, report: Report, start_prover: Callable[..., Prover]) -> None:
     begun, phase = time.monotonic(), Clock()
-    number = layout.step_number(step.name)
+    number = names_on_disk.step_number(step.name)
     assert number is not None
     with phase("look"):
         source = look(step, options)
         metadata = source.metadata
         folder = output_folder(step, source.run, metadata, source.dtype, options)
-        published = folder / layout.published_name(number)
+        published = folder / names_on_disk.published_name(number)
     about = {"step": number, "path": str(step), "output": str(published), "save_id": metadata.save_id}
 
     def skipped() -> bool:
@@ -83,7 +88,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
 
     def waiting(owner: Owner | None) -> None:
         who = {"owner": owner.host.partition("/")[0], "pid": owner.pid} if owner else {}
-        report("waiting_for_lock", {"path": str(folder / layout.lock_name(number)), **who})
+        report("waiting_for_lock", {"path": str(folder / names_on_disk.lock_name(number)), **who})
 
     def may_replace(directory: Path) -> Existing | None:
         return check_replaceable(directory, published, source, options)
@@ -94,26 +99,26 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
     if skipped():
         return
     with (
-        publish.folder_for(folder),
+        swap.folder_for(folder),
         Lock(folder, number, on_wait=waiting, sleep=options.sleep) as lock,
         start_prover(lambda done, of: progress("forward", done, of)) as prover,
     ):
-        publish.clear(folder, number, lock.check, tell_kept)
+        stale_files.clear(folder, number, lock.check, tell_kept)
         if skipped():
             return
         may_replace(published)
         with phase("look"):
-            found = assets.read(step, source.run, options.search, options.architecture)
+            found = base_assets.read(step, source.run, options.search, options.architecture)
             sources = source_names(source)
         wanted = export_bytes(metadata, source.dtype)
         _check_space(folder, wanted)
         report("conversion_started", about | {"bytes_total": model_bytes(metadata)})
-        staging = publish.staging_path(folder, number, lock.owner.token)
+        staging = swap.staging_path(folder, number, lock.owner.token)
         try:  # before it is made: a signal between the two must not leave it behind
             staging.mkdir()
             gathering = None
             if options.statistics is not None:
-                gathering = statistics.Gathering(options.statistics, number, source, sources, found)
+                gathering = weight_statistics.Gathering(options.statistics, number, source, sources, found)
             untie = options.untie and _lost_its_tie(step, source, sources, options)
             with Asking(prover, step, staging, source, found, options, phase, untie=untie) as asking:
                 sampler = gathering.sampler if gathering else None
@@ -130,7 +135,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 tokenizer = asking.tokenizer()
                 check_bias(step, outcome, options, asking)
                 compared = comparing()
-            warnings = assets.disagreements(settled["config"], found, tokenizer["special"]) + tokenizer["warnings"]
+            warnings = base_assets.disagreements(settled["config"], found, tokenizer["special"]) + tokenizer["warnings"]
             if settled["borrowed"]:
                 warnings.append(f"not checked independently of the base assets: {'; '.join(settled['borrowed'])}")
             if source.metadata.form == "hf":
@@ -154,16 +159,16 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 hooked = Hooked(staging, options.hooks, facts, alive=lambda name: progress(name, 0, 0))
                 made = hooked.before_publish(made)
                 manifest.write(staging, made)
-                read_back(staging / layout.MANIFEST, in_one(manifest.to_bytes(made)))
+                read_back(staging / names_on_disk.MANIFEST, in_one(manifest.to_bytes(made)))
                 hooked.sign(made)
-                publish.make_durable(staging)
+                swap.make_durable(staging)
                 check_unchanged(step, source)
-                publish.check_whole(staging, made, signed=bool(options.hooks.sign))
+                swap.check_whole(staging, made, signed=bool(options.hooks.sign))
                 lock.check()
-                replaced = publish.publish(staging, published, number, lock.owner.token, may_replace, tell_kept)
+                replaced = swap.publish(staging, published, number, lock.owner.token, may_replace, tell_kept)
         except BaseException as error:
             with interrupts.held():
-                publish.discard(staging)  # what stopped the conversion is told, not what stops the cleaning
+                stale_files.discard(staging)  # what stopped the conversion is told, not what stops the cleaning
             if isinstance(error, Exception):
                 with contextlib.suppress(OSError):
                     lock.check()  # whoever took the step over also took the staging directory away
@@ -202,7 +207,7 @@ def _is_gone(step: Path) -> bool:
 
 def _lost_its_tie(step: Path, source: Source, sources: dict[str, str], options: Options) -> bool:
     """Whether embedding and head are both stored, and differ."""
-    stored = [sources[name] for name in (standin.EMBEDDING, standin.HEAD) if name in sources]
+    stored = [sources[name] for name in (provisional_plan.EMBEDDING, provisional_plan.HEAD) if name in sources]
     if source.metadata.form != "dcp" or len(stored) < 2:
         return False
     embedding, head = (source.metadata.tensors[fqn] for fqn in stored)

@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from converter import assets, errors, layout, manifest, storage
-from converter.checkpoint import StorageMetadata
-from converter.source import Options, check_replaceable, look, output_folder, source_names
+from converter.checkpoint import probe
+from converter.checkpoint.tensors import StorageMetadata
+from converter.common import errors, names_on_disk
+from converter.publish import manifest
+from converter.run import base_assets
+from converter.run.options import Options
+from converter.run.step_source import check_replaceable, look, output_folder, source_names
 
 _EMBEDDING, _HEADS = "tok_embeddings.weight", ("output.weight", "lm_head.weight")
 
@@ -18,12 +22,12 @@ def preview(step: Path, options: Options) -> tuple[bool, str]:
     try:
         source = look(step, options, wait=False)
         source_names(source)
-        assets.read(step, source.run, options.search, options.architecture)
-        number = layout.step_number(step.name)
+        base_assets.read(step, source.run, options.search, options.architecture)
+        number = names_on_disk.step_number(step.name)
         assert number is not None
-        published = output_folder(step, source.run, source.metadata, source.dtype, options) / layout.published_name(
-            number
-        )
+        published = output_folder(
+            step, source.run, source.metadata, source.dtype, options
+        ) / names_on_disk.published_name(number)
         current = manifest.is_up_to_date(
             published, save_id=source.metadata.save_id, dtype=source.dtype, max_shard_size=options.max_shard_size
         )
@@ -51,12 +55,12 @@ def describe(step: Path) -> dict[str, Any]:
     `unreadable` is a step that the file system does not give: purged meanwhile, or no rights.
     """
     try:
-        said: dict[str, Any] = {"path": str(step), **storage.probe_apart(step)}
+        said: dict[str, Any] = {"path": str(step), **probe.probe_apart(step)}
     except OSError as error:
         said = {"path": str(step), "state": "unreadable", "reason": errors.from_oserror(error, step).what}
     if said.get("kind") == "dcp" and said["state"] not in ("incomplete", "damaged"):
         try:
-            _, metadata = storage.read(step)
+            _, metadata = probe.read(step)
         except errors.ConversionError as error:
             return said | {"state": "damaged", "reason": error.what}
         said |= {

@@ -9,15 +9,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter import errors, standin
-from converter.asking import Asking
-from converter.clock import Clock
-from converter.export import Exporter, Outcome
-from converter.exports import INDEX, Export, HFShard, Plan, lay_out, target_dtype
-from converter.files import write_durably
-from converter.sampling import Sampler
-from converter.sinks import Writer, Writes
-from converter.source import Options, Source, export_bytes, model_bytes
+from converter.common import errors
+from converter.common.dtypes import target_dtype
+from converter.common.files import write_durably
+from converter.common.names_on_disk import INDEX
+from converter.common.phase_timer import Clock
+from converter.export import provisional_plan
+from converter.export.exporter import Exporter, Outcome
+from converter.export.hf_shards import HFShard, lay_out
+from converter.export.plan import Export, Plan
+from converter.export.writer import Writer, Writes
+from converter.proof.requests import Asking
+from converter.run.options import Options
+from converter.run.step_source import Source, export_bytes, model_bytes
+from converter.statistics.element_sampling import Sampler
 
 Tell = Callable[[str, int, int], None]
 """(phase, bytes done, bytes in all)"""
@@ -75,7 +80,7 @@ def move(
             failed = error  # the real plan may not ask for it (a head that the run does not tie)
     with phase("wait_for_plan"):
         plan = Plan.from_json(asking.settled()["plan"])
-    if early is not None and standin.same(early, plan):
+    if early is not None and provisional_plan.same(early, plan):
         if failed is not None:
             raise failed
         assert moved is not None
@@ -91,7 +96,7 @@ def _provisional(source: Source, sources: Mapping[str, str], *, tied: bool) -> P
     if source.metadata.form == "hf":
         return Plan(tuple(Export(name, name, 0, items.shape) for name, items in tensors.items()))
     shapes = {name: tensors[fqn].shape for name, fqn in sources.items()}
-    return standin.provisional_plan(sources, shapes, tied=tied)
+    return provisional_plan.provisional_plan(sources, shapes, tied=tied)
 
 
 def _export(
@@ -109,7 +114,16 @@ def _export(
     threads = options.threads or min(4, len(os.sched_getaffinity(0)))
     with Writer(staging, files, traffic) as writer:
         outcome = Exporter(
-            source.listing.path, plan, files, tensors, source.dtype, threads, told, writer, traffic, sampler
+            source.listing.path,
+            plan,
+            files,
+            tensors,
+            source.dtype,
+            threads,
+            told,
+            writer,
+            traffic,
+            sampler.of if sampler else None,
         ).run()
         tell("export", total, total)  # what a tied head leaves out is never moved
         return Moved(plan, files, outcome, writer.written, {} if index is None else {INDEX: index})

@@ -12,19 +12,26 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
-from converter import assets, errors, hf_step, layout, manifest
-from converter.checkpoint import to_json
-from converter.errors import ABSENT
-from converter.evidence import make_manifest
-from converter.export import Exporter
-from converter.exports import INDEX, Plan, lay_out, target_dtype
-from converter.files import REFUSED, exists, kind, named, open_regular, parse_json, read_regular
-from converter.manifest import FileEntry, Manifest
-from converter.prover import Prover
-from converter.recorded import LIMIT
-from converter.sinks import Comparer
-from converter.source import Options, look, source_names
-from converter.verdict import Verdict
+from converter.checkpoint import hf_step
+from converter.checkpoint.tensors import to_json
+from converter.cli.verify_report import Verdict
+from converter.common import errors, names_on_disk
+from converter.common.dtypes import target_dtype
+from converter.common.errors import ABSENT
+from converter.common.files import REFUSED, exists, kind, named, open_regular, parse_json, read_regular
+from converter.common.names_on_disk import INDEX
+from converter.export.comparer import Comparer
+from converter.export.exporter import Exporter
+from converter.export.hf_shards import lay_out
+from converter.export.manifest_checks import make_manifest
+from converter.export.plan import Plan
+from converter.proof.client import Prover
+from converter.publish import manifest
+from converter.publish.manifest import FileEntry, Manifest
+from converter.run import base_assets
+from converter.run.options import Options
+from converter.run.path_permission import LIMIT
+from converter.run.step_source import look, source_names
 
 
 def locate(path: Path) -> tuple[Path, Path, int]:
@@ -33,14 +40,14 @@ def locate(path: Path) -> tuple[Path, Path, int]:
     Raises ValueError for any other path.
     """
     path = path.absolute()
-    number = layout.published_step(path.name)
+    number = names_on_disk.published_step(path.name)
     if number is not None:
-        run = path.parent.parent if path.parent.name == layout.SUBDIRECTORY else path.parent
+        run = path.parent.parent if path.parent.name == names_on_disk.SUBDIRECTORY else path.parent
         return run / f"step-{number}", path, number
-    number = layout.step_number(path.name)
+    number = names_on_disk.step_number(path.name)
     if number is None:
         raise ValueError(f"{path} is neither a step directory nor its -hf")
-    beside, below = (layout.published_path(path.parent, number, subdirectory=below) for below in (False, True))
+    beside, below = (names_on_disk.published_path(path.parent, number, subdirectory=below) for below in (False, True))
     return path, beside if exists(beside) or not exists(below) else below, number
 
 
@@ -52,15 +59,17 @@ def verify(step: Path, published: Path, number: int, options: Options, sample: t
     made = manifest.read(published)
     if made is None:
         raise errors.OutputForeign(
-            "there is no manifest of ours that parses", path=published / layout.MANIFEST, hint="convert the step again"
+            "there is no manifest of ours that parses",
+            path=published / names_on_disk.MANIFEST,
+            hint="convert the step again",
         )
-    verdict = Verdict(signed=kind(published / layout.SIGNATURE) == stat.S_IFREG)
+    verdict = Verdict(signed=kind(published / names_on_disk.SIGNATURE) == stat.S_IFREG)
     if not manifest.is_intact(published):
-        verdict.differs(layout.MANIFEST, "it has changed since it was written")
+        verdict.differs(names_on_disk.MANIFEST, "it has changed since it was written")
         verdict.not_verified.append("all other files: what the manifest says of them cannot be relied on")
         return verdict
     if made.step != number:
-        verdict.differs(layout.MANIFEST, f"it is of step {made.step}")
+        verdict.differs(names_on_disk.MANIFEST, f"it is of step {made.step}")
     if not exists(step):
         verdict.against = "the manifest (the checkpoint is gone)"
         _against_manifest(published, made, verdict, sample)
@@ -87,11 +96,11 @@ def _against_checkpoint(
     source = look(step, options, wait=False)
     if source.metadata.save_id != made.save_id:
         verdict.differs(
-            layout.MANIFEST, f"it is of save {made.save_id}; the checkpoint is save {source.metadata.save_id}"
+            names_on_disk.MANIFEST, f"it is of save {made.save_id}; the checkpoint is save {source.metadata.save_id}"
         )
         return
     source_names(source)
-    found = assets.read(step, source.run, options.search, options.architecture)
+    found = base_assets.read(step, source.run, options.search, options.architecture)
     with Prover() as prover:
         settled = prover.ask(
             "start", step=str(step), metadata=to_json(source.metadata), run=source.run.to_json(), base=found.base, has_config=found.has_config,
@@ -116,7 +125,7 @@ def _against_checkpoint(
     verdict.tensors, verdict.bytes_compared = len(sampled.exports), comparer.bytes_compared
     for (file, tensor), position in sorted(comparer.differs.items()):
         verdict.differs(file, f"{tensor} differs, first at byte {position:,}")
-    rendered = assets.render(found, settled["config"], settled["generation_config"])
+    rendered = base_assets.render(found, settled["config"], settled["generation_config"])
     if index is not None:
         rendered[INDEX] = index
     for name, payload in rendered.items():
@@ -135,7 +144,7 @@ def _against_checkpoint(
     outcome.tie_checked = True
     expected = make_manifest(made.step, source, settled, plan, outcome, compared, entries, made.tools, options)
     expected = replace(expected, added=made.added)
-    if sample[1] == 1 and manifest.to_bytes(expected) != (published / layout.MANIFEST).read_bytes():
+    if sample[1] == 1 and manifest.to_bytes(expected) != (published / names_on_disk.MANIFEST).read_bytes():
         _explain(expected, made, verdict)
 
 
@@ -174,7 +183,7 @@ def _check_extra(published: Path, known: set[str], verdict: Verdict) -> None:
         name = str(path.relative_to(published))
         if (
             (path.is_symlink() or not path.is_dir())
-            and name not in (layout.MANIFEST, layout.SIGNATURE)
+            and name not in (names_on_disk.MANIFEST, names_on_disk.SIGNATURE)
             and name not in known
             and not manifest.is_of_nfs(name)
         ):
@@ -196,11 +205,11 @@ def _explain(expected: Manifest, made: Manifest, verdict: Verdict) -> None:
             continue
         if key == "files":
             names = [name for name in sorted(value.keys() | recorded.keys()) if value.get(name) != recorded.get(name)]
-            verdict.differs(layout.MANIFEST, f"size or sha256 of {', '.join(names)} is not the file's")
+            verdict.differs(names_on_disk.MANIFEST, f"size or sha256 of {', '.join(names)} is not the file's")
         else:
-            verdict.differs(layout.MANIFEST, f"{key} is not what the checkpoint gives")
+            verdict.differs(names_on_disk.MANIFEST, f"{key} is not what the checkpoint gives")
     if len(verdict.differences) == before:
-        verdict.differs(layout.MANIFEST, "its bytes are not those that were written")
+        verdict.differs(names_on_disk.MANIFEST, "its bytes are not those that were written")
 
 
 def _against_manifest(published: Path, made: Manifest, verdict: Verdict, sample: tuple[int, int]) -> None:
@@ -237,4 +246,4 @@ def _check_self(published: Path, made: Manifest, weights: list[str], verdict: Ve
         ("tensors", made.tensors, len(found)), ("parameters", made.parameters, elements), ("dtype", made.dtype, dtype),
     ):  # fmt: skip
         if recorded != counted:
-            verdict.differs(layout.MANIFEST, f"{name} is {recorded}, the files say {counted}")
+            verdict.differs(names_on_disk.MANIFEST, f"{name} is {recorded}, the files say {counted}")

@@ -9,11 +9,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from converter import errors, layout, run_config
-from converter.listing import METADATA
-from daemon import looking, mounts, roots, units, verdict
-from daemon.keys import HOOKS
-from daemon.settings import Settings
+from converter.checkpoint.completeness import METADATA
+from converter.common import errors, names_on_disk
+from converter.run import run_config
+from daemon.config import units
+from daemon.config.schema import HOOKS
+from daemon.config.settings import Settings
+from daemon.host import mounts
+from daemon.rules import judge_step
+from daemon.scanner import folder_rules, unwatched_folders
 
 NAMED = 10
 """Runs that are named."""
@@ -36,7 +40,7 @@ def report(settings: Settings, state_dir: Path, *, patience: float = PATIENCE) -
         if uses == "auto":
             uses = "inotify" if mounts.has_events(root) else "polling"
         yield f"root: {root} ({mounts.of(root).type}: {uses}, listed every {units.show_duration(here.poll_interval)})"
-        if layout.step_number(os.path.basename(root)) is not None:
+        if names_on_disk.step_number(os.path.basename(root)) is not None:
             problem = problem or "this is a step: name the folder that holds it, or a folder of runs"
         if problem:
             away += 1
@@ -79,7 +83,7 @@ def problem_of(root: str, *, patience: float, listing: Callable[[str], object] =
             return f"cannot be listed by this user now: {error.strerror}"
         return ""
 
-    said = looking.within(patience, look)
+    said = unwatched_folders.within(patience, look)
     return _no_answer(patience) if said is None else said
 
 
@@ -89,7 +93,7 @@ def _no_answer(patience: float) -> str:
 
 def _of_rights(root: str, here: Settings, patience: float) -> Iterator[str]:
     """What this user may not do at or below `root` and the service must: read runs, and write where exports go."""
-    found = looking.within(patience, lambda: list(_missing_rights(root, here)))
+    found = unwatched_folders.within(patience, lambda: list(_missing_rights(root, here)))
     if found is None:
         yield f"  warning: whether this user has the rights it needs is not known: {_no_answer(patience)}"
     for line in (found or ())[:NAMED]:
@@ -119,8 +123,8 @@ def _missing_rights(root: str, here: Settings) -> Iterator[str]:
             yield f"{error}; {error.hint}"
         except errors.ConversionError:
             pass  # not there yet, or half-written: no matter of rights
-        below = here.output != "alongside" and layout.SUBDIRECTORY in folder.subfolders
-        needed = {f"{path}/{layout.SUBDIRECTORY}": below, path: here.output != "subdirectory" or not below}
+        below = here.output != "alongside" and names_on_disk.SUBDIRECTORY in folder.subfolders
+        needed = {f"{path}/{names_on_disk.SUBDIRECTORY}": below, path: here.output != "subdirectory" or not below}
         for target in (name for name, is_needed in needed.items() if is_needed):
             if not os.access(target, os.W_OK | os.X_OK, effective_ids=True):
                 yield (
@@ -138,10 +142,10 @@ def _not_readable(path: str, error: OSError) -> str:
     return f"{path}: it cannot be read now ({error.strerror}): look at the mount and its server"
 
 
-def _folders(path: str, depth: int) -> Iterator[tuple[str, roots.Folder | OSError]]:
+def _folders(path: str, depth: int) -> Iterator[tuple[str, folder_rules.Folder | OSError]]:
     """Every folder from `path` on, `depth` levels, that may be a run or hold one; or why it cannot be listed."""
     try:
-        folder = looking.listed(path)
+        folder = unwatched_folders.listed(path)
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
@@ -165,12 +169,12 @@ def _of_retention(root: str, here: Settings, patience: float) -> Iterator[str]:
     """
     if here.output == "subdirectory":
         return
-    found = looking.within(patience, lambda: list(_kept(root, here)))
+    found = unwatched_folders.within(patience, lambda: list(_kept(root, here)))
     if found is None:
         yield f"  warning: what keep_latest_k keeps is not known: no answer within {patience:.0f} s"
     hazards = [(run, keep) for run, keep in found or () if keep > 2 or (keep and here.output == "alongside")]
     for run, keep in hazards[:NAMED]:
-        yield f"  {run}: warning: {verdict.hazard(keep)}; {verdict.cure(keep)}"
+        yield f"  {run}: warning: {judge_step.hazard(keep)}; {judge_step.cure(keep)}"
     if len(hazards) > NAMED:
         yield f"  and {len(hazards) - NAMED} more runs"
 
@@ -193,7 +197,7 @@ def problem_of_writing(root: str, *, patience: float) -> str:
             return f"its file system cannot be asked now ({error.strerror}): look at the mount and its server"
         return "it is mounted read-only here: nothing can be published on it" if flags & os.ST_RDONLY else ""
 
-    said = looking.within(patience, ask)
+    said = unwatched_folders.within(patience, ask)
     if said or said is None:
         return said or _no_answer(patience)
     unit = _unit(patience)
@@ -227,9 +231,9 @@ def _of_assets(here: Settings, patience: float) -> Iterator[str]:
 
 def _of_jobs(here: Settings) -> Iterator[str]:
     """What a job would ask for, and what is missing on this host."""
-    from daemon.slurm import commands, needs
+    from daemon.runners.slurm import commands, resources
 
-    asked = commands.arguments("dcp2hf-N-…", here.slurm.shared, needs.reckon(0, here), here)
+    asked = commands.arguments("dcp2hf-N-…", here.slurm.shared, resources.reckon(0, here), here)
     yield f"  a job of a small step: sbatch {shlex.join(asked)}"
     for name in ("sbatch", "squeue", "scancel"):
         if not shutil.which(name):

@@ -12,14 +12,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from converter import layout, version
-from converter.columns import allow_any_character
-from converter.errors import printable
-from daemon import config, hints
-from daemon.config import SettingsError
-from daemon.database import LedgerError, LedgerNewer
-from daemon.ledger import Ledger
-from daemon.settings import Settings
+from converter.common import names_on_disk, version
+from converter.common.errors import printable
+from converter.common.text_columns import allow_any_character
+from daemon.config import flag_to_key
+from daemon.config import load as config
+from daemon.config.load import SettingsError
+from daemon.config.settings import Settings
+from daemon.ledger.database import LedgerError, LedgerNewer
+from daemon.ledger.ledger import Ledger
 
 USAGE = 2
 _EXAMPLE = """\
@@ -32,7 +33,7 @@ or in the config file (--config, $DCP2HF_CONFIG, else /etc/dcp2hf/dcp2hf.toml):
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = parser().parse_args(argv)
-    hints.name_config(config.named(options.config))
+    flag_to_key.name_config(config.named(options.config))
     try:
         return int(options.go(options))
     except (SettingsError, LedgerError) as error:
@@ -103,10 +104,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from daemon import logs
-    from daemon.refuge import KeptLedger
+    from daemon.host import logs
+    from daemon.host.systemd import Notifier
+    from daemon.ledger.disk_fallback import KeptLedger
     from daemon.service import Service
-    from daemon.systemd import Notifier
 
     def load() -> Settings:
         return config.load(config=options.config, roots=tuple(options.roots))
@@ -116,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"dcp2hfd: {_EXAMPLE}", file=sys.stderr)
         return USAGE
     for root in options.roots:
-        if layout.step_number(os.path.basename(os.path.abspath(root))) is not None:
+        if names_on_disk.step_number(os.path.basename(os.path.abspath(root))) is not None:
             above = os.path.dirname(os.path.abspath(root))
             raise SettingsError(f"{root} is a step: name the folder that holds it, {above}, or a folder of runs")
     folder, log = config.state_dir(loaded), logs.logger()
@@ -135,7 +136,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from daemon import status
+    from daemon.status import report
 
     settings, problem = config.load_for_status(config=options.config)
     folder, address = config.state_dir(settings), settings.metrics_address
@@ -147,24 +148,24 @@ def _status(options: argparse.Namespace) -> int:
             print("dcp2hfd: --watch needs a terminal that can be redrawn; for scripts there is --json", file=sys.stderr)
             return USAGE
         return _watch(folder, address)
-    found = status.look(folder, address) | {"config_error": problem}
+    found = report.look(folder, address) | {"config_error": problem}
     if options.json:
-        print(status.as_json(found))
+        print(report.as_json(found))
     elif sys.stdout.isatty():
-        from daemon import screen
+        from daemon.status import terminal
 
-        screen.draw(found, is_whole=options.all)
+        terminal.draw(found, is_whole=options.all)
     else:
-        print(status.plain(found, time.time()))
+        print(report.plain(found, time.time()))
     return 0
 
 
 def _watch(folder: Path, address: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the terminal gets its screen back
     try:
-        from daemon import screen, status
+        from daemon.status import report, terminal
 
-        screen.watch(status.looking_again(folder, address))
+        terminal.watch(report.looking_again(folder, address))
     except KeyboardInterrupt:
         return 0
 

@@ -1,6 +1,6 @@
 """Owns the loop: scanners' facts in, conversions out, `retry` and reload, readiness and watchdog, a clean stop.
 
-The rooms do the work (`watcher` a root, `tracker` the steps, `conversions` the queue); here they are wired. Nothing
+The rooms do the work (`scanner` a root, `queue.steps` the steps, `queue.conversions` the queue); here they are wired. Nothing
 in this process touches a path below a root or reads a checkpoint.
 """
 
@@ -14,17 +14,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from converter import version
-from daemon import units, worker
-from daemon.config import SettingsError
-from daemon.conversions import Conversions
-from daemon.deliveries import Deliveries
-from daemon.health import Pulse
-from daemon.hooks import Hooks
-from daemon.inventories import Inventories
-from daemon.ledger import Ledger
-from daemon.logs import Logger
-from daemon.messages import (
+from converter.common import version
+from daemon.config import units
+from daemon.config.load import SettingsError
+from daemon.config.settings import Settings
+from daemon.host.logs import Logger
+from daemon.host.systemd import Notifier
+from daemon.ledger.ledger import Ledger
+from daemon.ledger.mark_gone import Inventories
+from daemon.ledger.records import State
+from daemon.ledger.sample_folders import Samples
+from daemon.queue.conversions import Conversions
+from daemon.queue.hook_delivery import Deliveries
+from daemon.queue.hook_events import Hooks
+from daemon.queue.log_events import News
+from daemon.queue.steps import Tracker
+from daemon.runners import local_process
+from daemon.runners.base import Command
+from daemon.runners.counters import Tally
+from daemon.scanner.client import RootWatcher
+from daemon.scanner.known_runs import Presence
+from daemon.scanner.messages import (
     Alive,
     FromScanner,
     Gone,
@@ -39,21 +49,12 @@ from daemon.messages import (
     Swept,
     Unreachable,
 )
-from daemon.news import News
-from daemon.presence import Presence
-from daemon.records import State
-from daemon.runner import Command
-from daemon.samples import Samples
-from daemon.settings import Settings
-from daemon.sources import Sources
-from daemon.systemd import Notifier
-from daemon.tally import Tally
-from daemon.tracker import Tracker
-from daemon.watcher import RootWatcher
-from daemon.watchers import Watchers
+from daemon.scanner.pool import Watchers
+from daemon.status.health import Pulse
+from daemon.status.state_view import Sources
 
 if TYPE_CHECKING:
-    from daemon.endpoints import Endpoints
+    from daemon.status.http_routes import Endpoints
 
 TICK = 1.0
 READY_AFTER = 10.0
@@ -75,7 +76,7 @@ class Service:
         dry_run: bool = False,
         notifier: Notifier | None = None,
         reload: Callable[[], Settings] | None = None,
-        command: Command = worker.command,
+        command: Command = local_process.command,
         scanner: Callable[[str], list[str]] | None = None,
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
@@ -307,7 +308,7 @@ class Service:
         """Serves the pages where the configuration wants them; only who watches does."""
         address = self._settings.metrics_address
         if self._endpoints is None and address and not self._once:
-            from daemon.endpoints import Endpoints  # prometheus_client is 5 MB that nobody else needs
+            from daemon.status.http_routes import Endpoints  # prometheus_client is 5 MB that nobody else needs
 
             self._endpoints = Endpoints(self._sources, self._log)
         if self._endpoints is not None:

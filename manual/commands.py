@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import typer
 
-import converter.cli
+import converter.cli.main
 import daemon.cli
 
 
@@ -57,8 +57,8 @@ HELP = Option(("-h", "--help"), "", "show what there is, and exit")
 
 
 def dcp2hf() -> Program:
-    """As `converter.cli` has it."""
-    group: Any = typer.main.get_command(converter.cli.app)
+    """As `converter.cli.main` has it."""
+    group: Any = typer.main.get_command(converter.cli.main.app)
     commands = []
     for name, command in group.commands.items():
         found = [(param, _of_typer(param)) for param in command.params]

@@ -4,7 +4,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from daemon import keys
+from daemon.config import schema
 from manual import prose
 from manual.commands import Command, Option, Program
 
@@ -67,7 +67,7 @@ def _help(option: Option) -> str:
 
 def _keys() -> Iterator[str]:
     """The rows of the table of keys."""
-    for row in keys.table().splitlines()[2:]:
+    for row in schema.table().splitlines()[2:]:
         key, default, per_root, meaning = (cell.strip() for cell in row.strip("|").split(" | "))
         yield ".TP"
         yield f"\\fB{key.strip('` ')}\\fR = {_text(default.strip('`'))}{' (per root)' if per_root else ''}"

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from converter import cli
-from daemon import config
+from converter.cli import main
+from daemon.config import load
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ PAGES = {
             "dcp2hf --dcp-path PATH without a command means convert.",
         ),
         exits={
-            str(cli.EXIT_OK): "All that was asked for was done, or was done already.",
-            str(cli.EXIT_FAILED): "A step failed, a named step is not complete, or verify found a difference.",
-            str(cli.EXIT_USAGE): "Usage, or the path does not exist.",
-            str(cli.EXIT_NOTHING): "Nothing to convert was found.",
-            str(cli.EXIT_INTERRUPTED): "Interrupted (Ctrl-C, SIGTERM); nothing half done was left.",
+            str(main.EXIT_OK): "All that was asked for was done, or was done already.",
+            str(main.EXIT_FAILED): "A step failed, a named step is not complete, or verify found a difference.",
+            str(main.EXIT_USAGE): "Usage, or the path does not exist.",
+            str(main.EXIT_NOTHING): "Nothing to convert was found.",
+            str(main.EXIT_INTERRUPTED): "Interrupted (Ctrl-C, SIGTERM); nothing half done was left.",
         },
         environment={"NO_COLOR": _NO_COLOR},
         files={
@@ -85,7 +85,7 @@ PAGES = {
             "NO_COLOR": _NO_COLOR,
         },
         files={
-            str(config.DEFAULT_CONFIG): "The configuration, where neither --config nor DCP2HF_CONFIG names another.",
+            str(load.DEFAULT_CONFIG): "The configuration, where neither --config nor DCP2HF_CONFIG names another.",
             "state_dir/ledger.sqlite": "What is remembered of steps and attempts. It may be removed: what is published is "
             "recognised by its manifest.",
         },

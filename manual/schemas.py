@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from converter import manifest
-from converter.manifest import Manifest
-from daemon.reports import Report
+from converter.publish import manifest
+from converter.publish.manifest import Manifest
+from daemon.status.report_types import Report
 
 DOCS = Path(__file__).parents[1] / "docs"
 _STRING, _INTEGER, _NUMBER, _FLAG = ({"type": kind} for kind in ("string", "integer", "number", "boolean"))

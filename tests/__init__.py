@@ -1,1 +1,1 @@
-"""Tests of both packages; `tests.build` writes the real checkpoints they work on."""
+"""Tests of both packages; `tests.support.checkpoints` writes the real checkpoints they work on."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.cache import is_current
-from tests.build.cases import Case
+from tests.support.checkpoints.cache import is_current
+from tests.support.checkpoints.cases import Case
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -48,7 +48,7 @@ def checkpoints(request: pytest.FixtureRequest) -> Path:
     place = os.environ.get("TEST_CHECKPOINTS")
     out = Path(place).absolute() if place else Path(request.config.cache.mkdir("checkpoints"))
     if not is_current(out):
-        subprocess.run([sys.executable, "-m", "tests.build", str(out)], cwd=_REPOSITORY, check=True)
+        subprocess.run([sys.executable, "-m", "tests.support.checkpoints", str(out)], cwd=_REPOSITORY, check=True)
     return out
 
 

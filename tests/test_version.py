@@ -23,7 +23,7 @@ def test_another_build_of_the_same_version_is_told_apart(package: str, command: 
     first = said(tmp_path, package)
     assert re.fullmatch(rf"{command} .+ \(build [0-9a-f]{{12}}\)\n", first)
     assert said(tmp_path, package) == first == said(REPOSITORY, package), "the same sources, the same build"
-    with (tmp_path / "daemon" / "worker.py").open("a") as file:
+    with (tmp_path / "daemon" / "service.py").open("a") as file:
         file.write("# another build\n")
     second = said(tmp_path, package)
 

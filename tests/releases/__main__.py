@@ -1,6 +1,6 @@
 """Owns how a release's files are made: the real daemon converts a root with a step of each kind, and people ask for things.
 
-    python -m tests.releases CHECKPOINTS     # the folder that `python -m tests.build` made
+    python -m tests.releases CHECKPOINTS     # the folder that `python -m tests.support.checkpoints` made
 
 writes tests/releases/VERSION/ledger.sql (SQLite's dump of the ledger, with its schema version) and conversion.json. What a
 release wrote does not change any more: an existing folder is refused.
@@ -16,10 +16,10 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from daemon.database import NAME
-from tests.build.cases import BY_NAME
-from tests.daemon.running import REPOSITORY, clean
-from tests.end_to_end.conftest import make_shards_newer
+from daemon.ledger.database import NAME
+from tests.integration.end_to_end.conftest import make_shards_newer
+from tests.support.checkpoints.cases import BY_NAME
+from tests.unit.daemon.running import REPOSITORY, clean
 
 KEPT = Path(__file__).parent
 RUNS = {"good": "one_rank", "broken": "nan", "copied": "one_rank", "unfinished": "one_rank"}

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from converter import manifest
-from daemon import database, status
-from daemon.database import MIGRATIONS, NAME
-from daemon.ledger import Ledger
-from daemon.messages import Answer, Published, Step
-from daemon.records import State
-from daemon.settings import Settings
-from daemon.verdict import judge
-from tests.daemon.conftest import run_facts
+from converter.publish import manifest
+from daemon.config.settings import Settings
+from daemon.ledger import database
+from daemon.ledger.database import MIGRATIONS, NAME
+from daemon.ledger.ledger import Ledger
+from daemon.ledger.records import State
+from daemon.rules.judge_step import judge
+from daemon.scanner.messages import Answer, Published, Step
+from daemon.status import report
 from tests.releases.__main__ import KEPT, ROOT, RUNS
+from tests.unit.daemon.conftest import run_facts
 
 VERSIONS = sorted(path.name for path in KEPT.iterdir() if (path / "ledger.sql").exists())
 STATES = {
@@ -97,7 +98,7 @@ def test_brought_up_to_date_it_has_the_schema_of_a_new_one_so_released_migration
 
 def test_status_reads_it_before_a_daemon_brought_it_up_to_date_and_changes_nothing(state_dir: Path) -> None:
     before = (state_dir / NAME).read_bytes()
-    found = status.look(state_dir)
+    found = report.look(state_dir)
 
     assert {run["run"]: run["steps"][0]["state"] for run in found["runs"]} == STATES
     assert (state_dir / NAME).read_bytes() == before

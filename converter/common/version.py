@@ -1,0 +1,24 @@
+"""Owns what `--version` says: two builds of one version have other sources, and so another digest. Standard library only."""
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def build() -> str:
+    """12 hex digits of the sha256 over the names and bytes of all files of both packages, as they are installed now."""
+    parent, digest = Path(__file__).parents[2], hashlib.sha256()
+    files = (path for package in ("converter", "daemon") for path in (parent / package).rglob("*"))
+    for path in sorted(path for path in files if path.is_file() and "__pycache__" not in path.parts):
+        digest.update(f"{path.relative_to(parent)}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def text() -> str:
+    """ "0.1.0 (build 0123456789ab)"."""
+    try:
+        number = version("dcp2hf")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        number = "not installed"
+    return f"{number} (build {build()})"

@@ -1,0 +1,1 @@
+"""Bytes out: plan, HF shards, exporter, cast, writer, read-back, provisional plan."""

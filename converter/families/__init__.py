@@ -1,0 +1,1 @@
+"""What only one architecture knows, a folder each."""

@@ -1,0 +1,243 @@
+"""Owns the forward check: TorchTitan's model and HF's, both whole and both in float32, on the same tokens.
+
+Needs torch. Weights are streamed: each linear layer computes with blocks of rows as they are read, experts come one at
+a time, the embedding row by row, so that memory is a block whatever the model's size. TorchTitan's side reads the DCP,
+puts its chunks together and casts with torch; HF's reads config, index and HF shards as they stand on disk. The two
+share what finds an item's payload, and nothing else. What 16 tokens may not reach (experts, rows of the embedding) is
+shown a fixed vector.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from converter.checkpoint import hf_step
+from converter.checkpoint.tensor_reader import Shards
+from converter.checkpoint.tensors import TensorItems
+from converter.common import errors
+from converter.common.files import exists, parse_json
+from converter.common.io_pacing import Traffic
+from converter.common.names_on_disk import INDEX
+from converter.families.qwen3 import model as qwen3
+from converter.proof.compare_logits import TIE_MARGIN, Pass, routing_margin
+from converter.proof.streamed_layers import (
+    DCPSource,
+    HFExperts,
+    HFSource,
+    Scratch,
+    Source,
+    StackedSource,
+    TitanExperts,
+    fill,
+    linear,
+)
+
+Progress = Callable[[int, int], None]
+_EMBEDDING = "model.embed_tokens"
+STRIDE = 8
+"""Between two tokens' positions: at position 120, theta 1e6 and head_dim 128, three fifths of rope's pairs have turned by
+more than 0.03 rad, and at theta 1e4 (the commonest wrong value) nine tenths."""
+
+
+def titan_forward(
+    config: Any,
+    tensors: Mapping[str, list[TensorItems]],
+    shards: Shards,
+    token_ids: list[int],
+    dtype: str,
+    progress: Progress,
+) -> Pass:
+    """TorchTitan's model over the checkpoint's tensors (installed name -> items), cast to `dtype` as the export is."""
+    model = qwen3.titan_model(config, STRIDE * len(token_ids))
+    found = Pass(len(token_ids))
+    margins: list[Tensor] = []
+    changed: list[Tensor] = []
+    with torch.inference_mode():
+        sources: dict[str, Source] = {}
+        scratch = Scratch()
+        for name, items in tensors.items():
+            cast = "float32" if name.endswith(qwen3.BIAS) else dtype
+            parts = [DCPSource(shards, part, cast, scratch) for part in items]
+            sources[name] = parts[0] if len(parts) == 1 else StackedSource(parts)
+        _fill_titan(model, sources, config, found)
+        for hf_name, name in qwen3.modules(len(model.layers)).items():
+            _watch(model, name, hf_name, found)
+        for done, (index, layer) in enumerate(model.layers.items(), 1):
+            layer.register_forward_hook(_tell(progress, done, len(model.layers)))
+            if layer.moe_enabled:
+                bias = sources.get(f"layers.{index}{qwen3.BIAS}")
+                layer.moe.router.register_forward_hook(_watch_routing(bias, margins, changed))
+        found.logits = model(torch.tensor([token_ids]), positions=positions(len(token_ids)))[0]
+        for hf_name, name in qwen3.modules(len(model.layers)).items():
+            if f"{name}.weight" in sources and _is_partly_used(hf_name, tied=config.enable_weight_tying):
+                _show(sources[f"{name}.weight"], hf_name, found)
+        sure = torch.ones(len(token_ids), dtype=torch.bool)
+        for margin in margins:
+            sure &= margin > TIE_MARGIN
+        # Attention carries an unsure token's difference on to all later ones.
+        found.sure = sure.cumprod(0).bool()
+        found.drift = float(torch.stack(changed).float().mean()) if changed else None
+        return found
+
+
+def positions(count: int) -> Tensor:
+    """[1, count], int64: of the check's tokens."""
+    return torch.arange(0, STRIDE * count, STRIDE)[None]
+
+
+def hf_forward(config: Any, staging: Path, token_ids: list[int], progress: Progress, traffic: Traffic) -> Pass:
+    """HF's model over the files just written, found as transformers finds them.
+
+    Raises ForwardMismatch where they lack a tensor of the model, or hold another.
+    """
+    model = qwen3.hf_model(config)
+    found = Pass(len(token_ids))
+    with torch.inference_mode(), _opened(staging, traffic) as sources:
+        used: set[str] = set()
+
+        def weight(name: str) -> Source:
+            if name not in sources:
+                raise errors.ForwardMismatch(
+                    f"HF's model has {name}, the files do not", path=staging, hint="report this; nothing was published"
+                )
+            used.add(name)
+            return sources[name]
+
+        _fill_hf(model, weight, config, found)
+        layers = model.model.layers
+        for name in qwen3.modules(len(layers)):
+            _watch(model, name, name, found)
+        for done, layer in enumerate(layers, 1):
+            layer.register_forward_hook(_tell(progress, done, len(layers)))
+        ids, where = torch.tensor([token_ids]), positions(len(token_ids))
+        # With a mask of its own, so that it takes the gaps between positions for no border between two texts.
+        got = model(input_ids=ids, position_ids=where, attention_mask=torch.ones_like(ids), use_cache=False)
+        found.logits = got.logits[0]
+        for name in qwen3.modules(len(layers)):
+            if f"{name}.weight" in sources and _is_partly_used(name, tied=config.tie_word_embeddings):
+                _show(weight(f"{name}.weight"), name, found)
+        if strange := sorted(sources.keys() - used):
+            raise errors.ForwardMismatch(
+                f"the files hold {strange[0]}, HF's model does not",
+                path=staging,
+                hint="report this; nothing was published",
+            )
+        return found
+
+
+def _tell(progress: Progress, done: int, total: int) -> Callable[..., None]:
+    return lambda *_: progress(done, total)
+
+
+def _watch(model: nn.Module, name: str, hf_name: str, found: Pass) -> None:
+    """Keeps the output of a module, if the model has it."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        return
+    module.register_forward_hook(lambda _m, _a, out: found.keep(hf_name, out[0] if isinstance(out, tuple) else out))
+
+
+def _is_partly_used(hf_name: str, *, tied: bool) -> bool:
+    """Whether logits may not depend on every row: an embedding that is not the head, and a router, whose rows of experts
+    that are not chosen cancel out."""
+    return hf_name.endswith(".mlp.gate") or (hf_name == _EMBEDDING and not tied)
+
+
+def _show(source: Source, name: str, found: Pass) -> None:
+    """The product of every row with the fixed vector: rows that no token asked for are seen all the same."""
+    found.whole[name] = linear(fixed_vector(source.columns), source)[0]
+
+
+def fixed_vector(columns: int) -> Tensor:
+    """[1, columns], no two elements alike."""
+    return torch.sin(torch.arange(1, columns + 1, dtype=torch.float32))[None]
+
+
+def _watch_routing(bias: Source | None, margins: list[Tensor], changed: list[Tensor]) -> Callable[..., None]:
+    """Notes how near a tie each position's routing is, and whether the balancing bias would change it."""
+
+    def hook(module: Any, _args: object, out: tuple[Tensor, Tensor, Tensor]) -> None:
+        scores = out[2][0]
+        margins.append(routing_margin(scores, module.top_k))
+        if bias is not None:
+            offsets = bias.read(0, bias.rows)[:, 0]
+            plain = scores.topk(module.top_k, -1).indices.sort(-1).values
+            biased = (scores + offsets).topk(module.top_k, -1).indices.sort(-1).values
+            changed.append((plain != biased).any(-1))
+
+    return hook
+
+
+def _fill_titan(model: nn.Module, sources: Mapping[str, Source], config: Any, found: Pass) -> None:
+    """Gives TorchTitan's meta model its weights; whatever stays on meta would fail the forward pass."""
+
+    def experts(prefix: str, module: Any) -> TitanExperts:
+        names = {"gate": f"{prefix}.w1_EFD", "down": f"{prefix}.w2_EDF", "up": f"{prefix}.w3_EFD"}
+        layer = prefix.split(".")[1]
+
+        def note(expert: int, out: Tensor) -> None:
+            found.whole[f"model.layers.{layer}.mlp.experts.{expert}"] = out
+
+        project = lambda part, expert, x: linear(x, sources[names[part]], expert)  # noqa: E731
+        return TitanExperts(project, module.num_experts, fixed_vector(config.dim), note)
+
+    def weight(name: str) -> Source:
+        tied = config.enable_weight_tying and name == qwen3.HEAD and name not in sources
+        return sources[qwen3.EMBEDDING if tied else name]
+
+    fill(model, weight, lambda name, module: experts(name, module) if name.endswith(".inner_experts") else None)
+    for name, module in model.named_modules():
+        if name.endswith(".rope"):
+            module._init_self_buffers(buffer_device=torch.device("cpu"))
+            module.cache = module._precompute_cache()
+        elif name.endswith(".moe"):
+            module._init_self_buffers(buffer_device=torch.device("cpu"))
+
+
+def _fill_hf(model: nn.Module, source: Callable[[str], Source], config: Any, found: Pass) -> None:
+    """Gives HF's meta model its weights and a rotary embedding made anew on the CPU."""
+
+    def experts(prefix: str, module: Any) -> HFExperts:
+        weights = {
+            (part, expert): source(f"{prefix}.{expert}.{part}_proj.weight")
+            for part in ("gate", "up", "down")
+            for expert in range(module.num_experts)
+        }
+
+        def note(expert: int, out: Tensor) -> None:
+            found.whole[f"{prefix}.{expert}"] = out
+
+        project = lambda part, expert, x: linear(x, weights[part, expert])  # noqa: E731
+        return HFExperts(project, module.num_experts, module.act_fn, fixed_vector(config.hidden_size), note)
+
+    def weight(name: str) -> Source:
+        return source(f"{_EMBEDDING}.weight" if config.tie_word_embeddings and name == "lm_head.weight" else name)
+
+    fill(model, weight, lambda name, module: experts(name, module) if name.endswith(".mlp.experts") else None)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+
+
+@contextmanager
+def _opened(staging: Path, traffic: Traffic) -> Iterator[dict[str, Source]]:
+    """HF name -> its tensor in the HF shards just written, by their own headers and index."""
+    index = staging / INDEX
+    where = parse_json(index.read_bytes())["weight_map"] if exists(index) else None
+    names = sorted(set(where.values())) if where is not None else ["model.safetensors"]
+    scratch = Scratch()
+    fds = {name: os.open(staging / name, os.O_RDONLY | os.O_CLOEXEC) for name in names}
+    try:
+        entries = [entry for name in names for entry in hf_step.header(staging / name)[0]]
+        yield {
+            entry.name: HFSource(fds[entry.file], entry.position, entry.shape, entry.dtype, traffic, scratch)
+            for entry in entries
+            if where is None or where.get(entry.name) == entry.file
+        }
+    finally:
+        for fd in fds.values():
+            os.close(fd)

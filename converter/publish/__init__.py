@@ -1,0 +1,1 @@
+"""Lock and owners, manifest, hooks before publishing, and the swap of the published directory."""

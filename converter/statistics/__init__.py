@@ -1,0 +1,1 @@
+"""RMS of weights and of their updates, from values taken while the bytes pass."""

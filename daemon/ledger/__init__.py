@@ -1,0 +1,1 @@
+"""What is remembered: SQLite, attempts, outbox, Slurm jobs, what the page asks."""

@@ -1,0 +1,1 @@
+"""Steps that wait, conversions that run, results of attempts, disk space, log events, hook delivery."""

@@ -1,0 +1,63 @@
+"""Owns how a program is asked something: in a group of its own, within a time of our own, and a sure end.
+
+Slurm's commands wait for 9 s to a minute where the controller does not answer, and on for ever where a file system hangs.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from daemon.host import process
+
+LIMIT = 30.0
+"""Seconds."""
+_REAP = 1.0
+"""Seconds that a program which was killed may take to be gone."""
+
+
+class Answer(NamedTuple):
+    """What a program said."""
+
+    code: int | None
+    """Its exit code; None where it could not be started, or was ended for its time."""
+    output: bytes
+    message: str
+    """What went wrong: the end of its stderr, or why there is none."""
+
+
+async def call(argv: list[str], environ: Mapping[str, str], *, stdin: bytes = b"", limit: float = LIMIT) -> Answer:
+    """Runs a program in `/`; it dies with this process. Raises nothing expected."""
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd="/",
+            env=environ,
+            start_new_session=True,
+            preexec_fn=_prepare,
+        )
+    except OSError as error:
+        return Answer(None, b"", f"{argv[0]} cannot be started: {error}")
+    try:
+        async with asyncio.timeout(limit):
+            output, errors = await child.communicate(stdin)
+    except TimeoutError:
+        return Answer(None, b"", f"{argv[0]} did not end within {limit:g} s")
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REAP):  # one that waits for a file system cannot be killed
+                    await child.wait()
+    lines = [line.strip() for line in errors.decode(errors="replace").splitlines() if line.strip()]
+    return Answer(child.returncode, output, " | ".join(lines)[-500:] or f"exit code {child.returncode}")
+
+
+def _prepare() -> None:
+    process.die_with_parent(signal.SIGKILL)

@@ -1,0 +1,38 @@
+"""Owns how long each lock of ours has been seen unchanged: what tells that an owner elsewhere is dead.
+
+An owner on another host, or in a container that is gone, cannot be looked up. A live one touches its lock every
+`lock.HEARTBEAT` seconds; so one that did not change for `lock.STALE` by this process's clock has no owner any more. A longer
+pause between two looks counts as LONGEST_LOOK alone: a server that answered nobody may have blocked the owner, too. Without
+all that, what a host left that never comes back would lie beside the checkpoints for ever.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from converter.publish.lock import STALE, Silence
+from converter.publish.owners import Owner, is_dead
+
+LONGEST_LOOK = STALE / 2
+"""Seconds between two looks that count at most: rescans are minutes apart, so a dead owner's lock takes four of them."""
+MOST = 1000
+"""Locks that are kept in mind; past it all are forgotten, and looked at anew."""
+
+
+class Sightings:
+    """What the locks were when they were last looked at."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: dict[Path, Silence] = {}
+
+    def is_stale(self, path: Path, owner: Owner | None) -> bool:
+        """Whether the lock at `path`, which names `owner` (None: nobody), is a dead one's. Raises FileNotFoundError."""
+        if owner is not None and is_dead(owner):
+            return True
+        seen = (owner, os.lstat(path).st_mtime_ns)
+        if path not in self._seen and len(self._seen) >= MOST:
+            self._seen.clear()
+        silence = self._seen.setdefault(path, Silence(LONGEST_LOOK))
+        silence.look(seen, self._clock())
+        return silence.seconds > STALE

@@ -1,0 +1,1 @@
+"""What others see: report, terminal, page, metrics, health, HTTP."""

@@ -1,0 +1,1 @@
+"""Parts and other people's programs together."""

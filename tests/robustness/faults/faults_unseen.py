@@ -1,0 +1,145 @@
+"""What nothing can see: faults that pass every check, because neither a DCP nor a run says what would tell.
+
+Each stands here so that it is known, and so that whoever finds a way to tell has to take it out of the list.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from converter.checkpoint import renamed_tensors
+from tests.robustness.faults.fault import stored_name
+from tests.robustness.faults.faults_stored import swap_shards
+from tests.robustness.faults.faults_values import put_hf
+from tests.robustness.faults.scene import Scene
+from tests.robustness.faults.stored import entries, item
+from tests.support.checkpoints.cases import BY_NAME, Case
+from tests.unit.converter.editing import edit_json, edit_metadata
+
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """One such fault."""
+
+    what: str
+    why: str
+    case: Case
+    damage: Callable[[Scene], None]
+    says: tuple[str, str] | None = None
+    """(check, verdict) by which the manifest says that this could not be seen."""
+
+    def __str__(self) -> str:
+        return self.what
+
+
+def _older_shard(scene: Scene) -> None:
+    older = scene.case.step(scene.checkpoints, 2) / "__1_0.distcp"
+    shutil.copy2(older, scene.step / older.name)
+
+
+def _exchange_entries(scene: Scene) -> None:
+    one, other = (stored_name(scene, f"layers.{n}.feed_forward.w1.weight") for n in (0, 1))
+
+    def change(metadata: Any) -> None:
+        first, second = (metadata.storage_data[entries(metadata, fqn)[2]] for fqn in (one, other))
+        first.offset, second.offset = second.offset, first.offset
+
+    edit_metadata(scene.step, change)
+
+
+def _exchange_names(scene: Scene) -> None:
+    one, other = (stored_name(scene, f"layers.1.feed_forward.{w}.weight") for w in ("w1", "w3"))
+
+    def change(metadata: Any) -> None:
+        tensors = metadata.state_dict_metadata
+        tensors[one], tensors[other] = tensors[other], tensors[one]
+        for held in metadata.storage_data:
+            if held.fqn in (one, other):
+                object.__setattr__(held, "fqn", other if held.fqn == one else one)
+
+    edit_metadata(scene.step, change)
+
+
+def _flip_unchecked(scene: Scene) -> None:
+    held = item(scene.step, "tok_embeddings.weight")
+    held.flip(held.start("data/0") + 400)
+
+
+def _rename_wrongly(scene: Scene) -> None:
+    table = tuple(
+        (re.compile(pattern.pattern.replace("w([13])", "w1")), new.replace(r"w\2", "w3"))
+        if "13" in pattern.pattern
+        else (pattern, new)
+        for pattern, new in renamed_tensors._TABLE
+    )
+    other = (
+        re.compile(r"layers\.(\d+)\.moe\.experts\.w3(?:_EFD)?"),
+        r"layers.\1.moe.routed_experts.inner_experts.w1_EFD",
+    )
+    scene.patch.setattr(renamed_tensors, "_TABLE", (*table, other))
+
+
+def _wrong_theta(scene: Scene) -> None:
+    folder = scene.base_assets()
+    edit_json(folder / "config.json", lambda said: said.update(rope_theta=500_000))
+
+
+UNSEEN = (
+    Unseen(
+        "two DCP shards swapped, of ranks that hold as much",
+        "an item does not say whose it is, nor a shard which rank wrote it: both swapped shards are whole",
+        BY_NAME["dense_tied-0.2-fsdp-float32"],
+        lambda scene: swap_shards(scene, "__1_0.distcp", "__2_0.distcp"),
+    ),
+    Unseen(
+        "a DCP shard of an earlier step of the same run",
+        "the same; and shards may be an hour older than storage metadata. Once the right one is there, the step is converted again",
+        BY_NAME["two_steps"],
+        _older_shard,
+    ),
+    Unseen(
+        "two entries of storage metadata that point at each other's items, of one shape and dtype",
+        "every chunk is one item and every item has bytes of its own",
+        BY_NAME["dense_untied-0.3-fsdp-bfloat16"],
+        _exchange_entries,
+    ),
+    Unseen(
+        "two tensors of one shape that have changed names throughout storage metadata",
+        "the same",
+        BY_NAME["dense_tied-0.2-2x2-bfloat16"],
+        _exchange_names,
+    ),
+    Unseen(
+        "a bit flip in a payload without a checksum",
+        "training switched checksums off",
+        BY_NAME["crc_off"],
+        _flip_unchecked,
+        ("checksums", NOT_RUN),
+    ),
+    Unseen(
+        "a bit flip in a step in HF form",
+        "safetensors has no checksums",
+        BY_NAME["last_in_hf"],
+        lambda scene: put_hf(scene, "model.layers.0.self_attn.q_proj.weight", 3, 0.25),
+        ("checksums", NOT_RUN),
+    ),
+    Unseen(
+        "our own table of renames takes one tensor for another",
+        "both sides of the forward check read the checkpoint by it; tests compare every naming with TorchTitan's own",
+        BY_NAME["moe-0.2-fsdp-float32"],
+        _rename_wrongly,
+    ),
+    Unseen(
+        "base assets with another rope theta, of a run that recorded none",
+        "there is nothing to compare it with",
+        BY_NAME["dense_tied-0.2-fsdp-float32"],
+        _wrong_theta,
+        ("independence", NOT_RUN),
+    ),
+)
