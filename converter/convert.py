@@ -14,11 +14,11 @@ from converter.common import errors, interrupts, names_on_disk
 from converter.common.io_pacing import drop_from_cache
 from converter.common.phase_timer import Clock
 from converter.export import provisional_plan
-from converter.export.exporter import Outcome, are_equal
+from converter.export.exporter import ExportOutcome, are_equal
 from converter.export.manifest_checks import make_manifest
 from converter.export.read_back import read_all, read_back
 from converter.export.writer import in_one
-from converter.move import Progress, move
+from converter.move import ExportProgress, move
 from converter.proof.client import Prover
 from converter.proof.requests import Asking
 from converter.publish import manifest, stale_files, swap
@@ -29,7 +29,7 @@ from converter.publish.publish_hooks import Hooked
 from converter.run import base_assets
 from converter.run.options import Options
 from converter.run.step_source import (
-    Source,
+    StepSource,
     check_replaceable,
     check_unchanged,
     export_bytes,
@@ -127,7 +127,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 settled, outcome = asking.settled(), moved.outcome
                 comparing = asking.compare()
                 with phase("read_back"):  # beside TorchTitan's pass: HF's finds in the page cache what was read here
-                    told = Progress("read_back", sum(shard.size for shard in moved.files), progress)
+                    told = ExportProgress("read_back", sum(shard.size for shard in moved.files), progress)
                     entries = read_all(
                         staging, moved.written, asking.written | moved.index, told,
                         options.traffic(model_bytes(metadata)),
@@ -205,7 +205,7 @@ def _is_gone(step: Path) -> bool:
     return False
 
 
-def _lost_its_tie(step: Path, source: Source, sources: dict[str, str], options: Options) -> bool:
+def _lost_its_tie(step: Path, source: StepSource, sources: dict[str, str], options: Options) -> bool:
     """Whether embedding and head are both stored, and differ."""
     stored = [sources[name] for name in (provisional_plan.EMBEDDING, provisional_plan.HEAD) if name in sources]
     if source.metadata.form != "dcp" or len(stored) < 2:
@@ -225,7 +225,7 @@ def _check_space(folder: Path, wanted: int) -> None:
         )
 
 
-def check_bias(step: Path, outcome: Outcome, options: Options, asking: Asking) -> None:
+def check_bias(step: Path, outcome: ExportOutcome, options: Options, asking: Asking) -> None:
     """Raises RoutingDrift, with how often routing changes on the check's tokens, unless that is allowed."""
     if not outcome.largest_bias or options.allow_routing_drift:
         return

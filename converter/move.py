@@ -15,13 +15,13 @@ from converter.common.files import write_durably
 from converter.common.names_on_disk import INDEX
 from converter.common.phase_timer import Clock
 from converter.export import provisional_plan
-from converter.export.exporter import Exporter, Outcome
+from converter.export.exporter import Exporter, ExportOutcome
 from converter.export.hf_shards import HFShard, lay_out
 from converter.export.plan import Export, Plan
 from converter.export.writer import Writer, Writes
 from converter.proof.requests import Asking
 from converter.run.options import Options
-from converter.run.step_source import Source, export_bytes, model_bytes
+from converter.run.step_source import StepSource, export_bytes, model_bytes
 from converter.statistics.element_sampling import Sampler
 
 Tell = Callable[[str, int, int], None]
@@ -34,13 +34,13 @@ class Moved:
 
     plan: Plan
     files: list[HFShard]
-    outcome: Outcome
+    outcome: ExportOutcome
     written: dict[str, Writes]
     index: dict[str, bytes]
     """The index, by its name, where there are several HF shards."""
 
 
-class Progress:
+class ExportProgress:
     """Adds up bytes from several threads and reports them a few times a second, and that all are moved at once."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Progress:
 
 
 def move(
-    source: Source, sources: Mapping[str, str], staging: Path, options: Options, phase: Clock,
+    source: StepSource, sources: Mapping[str, str], staging: Path, options: Options, phase: Clock,
     tell: Tell, asking: Asking, sampler: Sampler | None = None, *, tied: bool,
 ) -> Moved:  # fmt: skip
     """Writes the HF shards into `staging`. `sources`: installed name -> FQN in the checkpoint; `sampler` sees what passes; `tied` is
@@ -91,7 +91,7 @@ def move(
         return _export(plan, source, staging, options, tell, asking, sampler)
 
 
-def _provisional(source: Source, sources: Mapping[str, str], *, tied: bool) -> Plan | None:
+def _provisional(source: StepSource, sources: Mapping[str, str], *, tied: bool) -> Plan | None:
     tensors = source.metadata.tensors
     if source.metadata.form == "hf":
         return Plan(tuple(Export(name, name, 0, items.shape) for name, items in tensors.items()))
@@ -100,7 +100,7 @@ def _provisional(source: Source, sources: Mapping[str, str], *, tied: bool) -> P
 
 
 def _export(
-    plan: Plan, source: Source, staging: Path, options: Options, tell: Tell, asking: Asking, sampler: Sampler | None
+    plan: Plan, source: StepSource, staging: Path, options: Options, tell: Tell, asking: Asking, sampler: Sampler | None
 ) -> Moved:
     """Lays out and writes the HF shards; ends early where what is asked meanwhile has failed."""
     tensors = source.metadata.tensors
@@ -109,7 +109,7 @@ def _export(
     if index is not None:
         write_durably(staging / INDEX, index)
     total = model_bytes(source.metadata)
-    told = Progress("export", total, tell, asking.check)
+    told = ExportProgress("export", total, tell, asking.check)
     traffic = options.traffic(model_bytes(source.metadata))
     threads = options.threads or min(4, len(os.sched_getaffinity(0)))
     with Writer(staging, files, traffic) as writer:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from converter.checkpoint import hf_step
 from converter.checkpoint.tensors import to_json
-from converter.cli.verify_report import Verdict
+from converter.cli.verify_report import VerifyResult
 from converter.common import errors, names_on_disk
 from converter.common.dtypes import target_dtype
 from converter.common.errors import ABSENT
@@ -51,7 +51,9 @@ def locate(path: Path) -> tuple[Path, Path, int]:
     return path, beside if exists(beside) or not exists(below) else below, number
 
 
-def verify(step: Path, published: Path, number: int, options: Options, sample: tuple[int, int] = (1, 1)) -> Verdict:
+def verify(
+    step: Path, published: Path, number: int, options: Options, sample: tuple[int, int] = (1, 1)
+) -> VerifyResult:
     """Compares `published` with what `step` gives; `sample` (n, t) takes the n-th of t parts of the weights.
 
     Raises OutputForeign where there is no manifest of ours; what the checkpoint's reading raises is not verified.
@@ -63,7 +65,7 @@ def verify(step: Path, published: Path, number: int, options: Options, sample: t
             path=published / names_on_disk.MANIFEST,
             hint="convert the step again",
         )
-    verdict = Verdict(signed=kind(published / names_on_disk.SIGNATURE) == stat.S_IFREG)
+    verdict = VerifyResult(signed=kind(published / names_on_disk.SIGNATURE) == stat.S_IFREG)
     if not manifest.is_intact(published):
         verdict.differs(names_on_disk.MANIFEST, "it has changed since it was written")
         verdict.not_verified.append("all other files: what the manifest says of them cannot be relied on")
@@ -85,7 +87,7 @@ def verify(step: Path, published: Path, number: int, options: Options, sample: t
 
 
 def _against_checkpoint(
-    step: Path, published: Path, made: Manifest, options: Options, verdict: Verdict, sample: tuple[int, int]
+    step: Path, published: Path, made: Manifest, options: Options, verdict: VerifyResult, sample: tuple[int, int]
 ) -> None:
     verdicts = {check.name: check.verdict for check in made.checks}
     options = replace(
@@ -152,7 +154,7 @@ def _part(names: list[str], sample: tuple[int, int]) -> set[str]:
     return set(names[sample[0] - 1 :: sample[1]])
 
 
-def _compare_small(published: Path, name: str, payload: bytes, verdict: Verdict) -> None:
+def _compare_small(published: Path, name: str, payload: bytes, verdict: VerifyResult) -> None:
     try:
         there = read_regular(published / name, limit=LIMIT)
     except OSError as error:
@@ -178,7 +180,7 @@ def _entry(path: Path) -> FileEntry:
         return FileEntry(0, "")
 
 
-def _check_extra(published: Path, known: set[str], verdict: Verdict) -> None:
+def _check_extra(published: Path, known: set[str], verdict: VerifyResult) -> None:
     for path in sorted(published.rglob("*")):
         name = str(path.relative_to(published))
         if (
@@ -190,13 +192,13 @@ def _check_extra(published: Path, known: set[str], verdict: Verdict) -> None:
             verdict.differs(name, "is no part of the export")
 
 
-def _check_added(published: Path, made: Manifest, verdict: Verdict) -> None:
+def _check_added(published: Path, made: Manifest, verdict: VerifyResult) -> None:
     for name, entry in made.added.items():
         if _entry(published / name) != entry:
             verdict.differs(name, "is not what the hook put there")
 
 
-def _explain(expected: Manifest, made: Manifest, verdict: Verdict) -> None:
+def _explain(expected: Manifest, made: Manifest, verdict: VerifyResult) -> None:
     """Which parts of the manifest are not what they should be."""
     before = len(verdict.differences)
     for key, value in vars(expected).items():
@@ -212,7 +214,7 @@ def _explain(expected: Manifest, made: Manifest, verdict: Verdict) -> None:
         verdict.differs(names_on_disk.MANIFEST, "its bytes are not those that were written")
 
 
-def _against_manifest(published: Path, made: Manifest, verdict: Verdict, sample: tuple[int, int]) -> None:
+def _against_manifest(published: Path, made: Manifest, verdict: VerifyResult, sample: tuple[int, int]) -> None:
     """Every file against the manifest, and the manifest against the files' own headers."""
     weights = sorted(name for name in made.files if name.endswith(".safetensors"))
     part = _part(weights, sample)
@@ -229,7 +231,7 @@ def _against_manifest(published: Path, made: Manifest, verdict: Verdict, sample:
     _check_self(published, made, weights, verdict)
 
 
-def _check_self(published: Path, made: Manifest, weights: list[str], verdict: Verdict) -> None:
+def _check_self(published: Path, made: Manifest, weights: list[str], verdict: VerifyResult) -> None:
     """The manifest's own figures against the headers of the weights and the config."""
     try:
         found = [entry for name in weights for entry in hf_step.header(published / name)[0]]

@@ -26,7 +26,7 @@ from daemon.ledger.records import State
 from daemon.ledger.sample_folders import Samples
 from daemon.queue.conversions import Conversions
 from daemon.queue.hook_delivery import Deliveries
-from daemon.queue.hook_events import Hooks
+from daemon.queue.hook_events import HookEvents
 from daemon.queue.log_events import News
 from daemon.queue.steps import Tracker
 from daemon.runners import local_process
@@ -96,7 +96,7 @@ class Service:
             Pulse(),
             Samples(ledger, clock=clock),
         )
-        hooks = Hooks(ledger, settings_of=self._settings_for, clock=clock)
+        hooks = HookEvents(ledger, settings_of=self._settings_for, clock=clock)
         self._deliveries = Deliveries(
             ledger,
             log,

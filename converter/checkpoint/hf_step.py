@@ -29,7 +29,7 @@ _DTYPES = {name: dtype for dtype, (name, _) in SAFETENSORS.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ShardEntry:
     """One tensor of a safetensors file: where its payload lies in which file."""
 
     name: str
@@ -54,7 +54,7 @@ def state_of(step: Path, listing: Listing) -> dict[str, Any]:
         if error.errno not in REFUSED:
             raise
         return {"state": "incomplete", "reason": f"{INDEX} is no file that is read ({error.strerror})"}
-    found: list[Entry] = []
+    found: list[ShardEntry] = []
     stamps = []
     for name in files:
         if not isinstance(name, str) or name not in names:
@@ -79,14 +79,14 @@ def state_of(step: Path, listing: Listing) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def entries(step: Path) -> list[Entry]:
+def entries(step: Path) -> list[ShardEntry]:
     """All tensors of a complete step in HF form.
 
     Raises StepDamaged for an entry that is none: torchtitan before 2026-06 wrote `lm_head.weight` with empty dtype and
     shape for tied models whose base assets have an index (torchtitan #3764).
     """
     weight_map = parse_json(read_regular(step / INDEX, limit=CONFIG_LIMIT))["weight_map"]
-    found: list[Entry] = []
+    found: list[ShardEntry] = []
     for name in sorted(set(weight_map.values())):
         held, end = header(step / name)
         for entry in held:
@@ -97,7 +97,7 @@ def entries(step: Path) -> list[Entry]:
     return found
 
 
-def check_entry(step: Path, entry: Entry) -> None:
+def check_entry(step: Path, entry: ShardEntry) -> None:
     """The entry's dtype and shape are as long as its bytes."""
     item = SAFETENSORS.get(entry.dtype, ("", 0))[1]
     if item == 0 or prod(entry.shape) * item != entry.length:
@@ -108,7 +108,7 @@ def check_entry(step: Path, entry: Entry) -> None:
         )  # fmt: skip
 
 
-def check_tiled(path: Path, held: list[Entry], end: int) -> None:
+def check_tiled(path: Path, held: list[ShardEntry], end: int) -> None:
     """Entries lie one behind the other, up to `end`: none points at another's bytes."""
     at = end - sum(entry.length for entry in held)
     for entry in sorted(held, key=lambda entry: entry.position):
@@ -119,13 +119,13 @@ def check_tiled(path: Path, held: list[Entry], end: int) -> None:
         at += entry.length
 
 
-def check_once(step: Path, found: list[Entry]) -> None:
+def check_once(step: Path, found: list[ShardEntry]) -> None:
     """No tensor is in two files."""
     if len({entry.name for entry in found}) != len(found):
         raise errors.StepDamaged("a tensor is stored twice", path=step, hint=_EARLIER)
 
 
-def header(path: Path) -> tuple[list[Entry], int]:
+def header(path: Path) -> tuple[list[ShardEntry], int]:
     """(entries, bytes the file must have) of a safetensors file. Raises ValueError where there is no whole header."""
     try:
         fd, _ = open_regular(path)
@@ -156,7 +156,7 @@ def header(path: Path) -> tuple[list[Entry], int]:
             if prod(shape) >= _MOST:
                 raise ValueError(f"entry {name[:200]!r} has too many elements")
             dtype = _DTYPES.get(entry["dtype"], errors.printable(str(entry["dtype"])[:20]))
-            found.append(Entry(name, dtype, shape, path.name, 8 + length + start, stop - start))
+            found.append(ShardEntry(name, dtype, shape, path.name, 8 + length + start, stop - start))
             end = max(end, stop)
     except (KeyError, TypeError, AttributeError):
         raise ValueError("the header is not a safetensors file's") from None

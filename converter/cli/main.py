@@ -30,13 +30,13 @@ from converter.cli.options import (
 )
 from converter.cli.progress import Report, reporter
 from converter.cli.tables import show
-from converter.cli.verify_report import show as show_verdict
+from converter.cli.verify_report import show_verify_result as show_verdict
 from converter.common import errors, interrupts, names_on_disk, version
 from converter.common.files import exists, is_folder
 from converter.common.metadata_limits import Limits
 from converter.convert import convert_step
 from converter.inspect import describe, preview
-from converter.publish.publish_hooks import Hooks
+from converter.publish.publish_hooks import PublishHooks
 from converter.run.options import Options
 from converter.verify import locate, verify
 
@@ -175,7 +175,7 @@ def convert(
         max_shard_size=parse_size(max_shard_size, "--max-shard-size"), threads=threads, forward_check=forward_check, if_exists=if_exists, ours_only=ours_only,
         metadata_limits=Limits(parse_size(metadata_memory_limit, "--metadata-memory-limit"), metadata_deadline),
         io_bandwidth_limit=parse_size(io_bandwidth_limit, "--io-bandwidth-limit") if io_bandwidth_limit else 0,
-        hooks=Hooks(parse_command(before_publish, "--before-publish"), parse_command(sign, "--sign"), hook_timeout),
+        hooks=PublishHooks(parse_command(before_publish, "--before-publish"), parse_command(sign, "--sign"), hook_timeout),
         statistics=statistics and statistics.absolute(),
     )  # fmt: skip
     if events and (number := names_on_disk.step_number(path.name)) is not None and not exists(path):

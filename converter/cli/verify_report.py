@@ -11,7 +11,7 @@ from converter.common.names_on_disk import SIGNATURE
 
 
 @dataclass
-class Verdict:
+class VerifyResult:
     """What was found: differences (each a file and what of it), what could not be verified, how much was compared."""
 
     against: str = "the checkpoint"
@@ -32,7 +32,7 @@ class Verdict:
         self.differences.append(f"{file}: {what}")
 
 
-def show(verdict: Verdict, published: Path, sample: tuple[int, int]) -> None:
+def show_verify_result(verdict: VerifyResult, published: Path, sample: tuple[int, int]) -> None:
     """What a person reads."""
     part = f", part {sample[0]} of {sample[1]} of the weights" if sample[1] > 1 else ""
     if verdict.equal:

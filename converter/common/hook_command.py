@@ -36,7 +36,7 @@ def problem_of(argv: object) -> str | None:
     return None
 
 
-def environment(facts: Mapping[str, Any], base: Mapping[str, str] = os.environ) -> dict[str, str]:
+def hook_environment(facts: Mapping[str, Any], base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """`base` without what is ours alone, and each plain fact as `HOOK_<NAME>`; lists and tables stand in the JSON only."""
     kept = {name: value for name, value in base.items() if name not in _OURS and not name.startswith((_PREFIX, "DCP2HF_"))}  # fmt: skip
     return kept | {_PREFIX + name.upper(): _text(value) for name, value in facts.items() if _is_plain(value)}

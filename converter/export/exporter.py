@@ -27,7 +27,7 @@ BLOCK = 1 << 20
 
 
 @dataclass
-class Outcome:
+class ExportOutcome:
     """What the export met and did."""
 
     counts: dict[str, Counts] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Exporter:
         self.step, self.plan, self.files, self.tensors = step, plan, files, tensors
         self.dtype, self.threads, self.progress, self.sink = dtype, threads, progress, sink
         self._traffic, self._sample = traffic, sample
-        self.outcome = Outcome()
+        self.outcome = ExportOutcome()
         self._places = {name: (shard.name, at) for shard in files for name, at in shard.positions.items()}
         self._by_source: dict[str, list[Export]] = {}
         for export in plan.exports:
@@ -74,7 +74,7 @@ class Exporter:
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def run(self) -> Outcome:
+    def run(self) -> ExportOutcome:
         """Raises the first failure of any thread; NonFiniteTensor and CastOverflow when all has been read."""
         with Shards(self.step, self._traffic) as shards, ThreadPoolExecutor(self.threads, "export") as pool:
             tasks = sorted(self._tasks(shards), key=lambda task: task[0].first)
@@ -199,7 +199,7 @@ def check_tied(step: Path, tied: tuple[str, str], *, same: bool) -> None:
         )  # fmt: skip
 
 
-def check_finite(step: Path, outcome: Outcome, sources: Mapping[str, str]) -> None:
+def check_finite(step: Path, outcome: ExportOutcome, sources: Mapping[str, str]) -> None:
     """No NaN and no infinity in any tensor. `sources`: HF's name -> FQN in the checkpoint. Raises NonFiniteTensor."""
     bad = {name: c for name, c in outcome.counts.items() if c.nan or c.inf}
     if bad:
@@ -214,7 +214,7 @@ def check_finite(step: Path, outcome: Outcome, sources: Mapping[str, str]) -> No
         )  # fmt: skip
 
 
-def check_range(step: Path, outcome: Outcome, dtype: str) -> None:
+def check_range(step: Path, outcome: ExportOutcome, dtype: str) -> None:
     """Every finite value stays finite in the export's dtype. Raises CastOverflow."""
     lost = {name: c.to_inf for name, c in outcome.counts.items() if c.to_inf > 0}
     if lost:

@@ -6,19 +6,19 @@ numpy and the standard library only.
 from typing import Any
 
 from converter.checkpoint import renamed_tensors
-from converter.export.exporter import Outcome
+from converter.export.exporter import ExportOutcome
 from converter.export.plan import Plan
 from converter.publish import manifest
 from converter.run import tokenizer_fit
 from converter.run.options import Options
-from converter.run.step_source import Source
+from converter.run.step_source import StepSource
 
 OF_DCP = ("storage_metadata", "items", "chunks")
 """Checks of what a DCP says of itself; a step in HF form has headers."""
 
 
 def make_manifest(
-    step: int, source: Source, settled: dict[str, Any], plan: Plan, outcome: Outcome, compared: dict[str, Any], entries: dict[str, manifest.FileEntry],
+    step: int, source: StepSource, settled: dict[str, Any], plan: Plan, outcome: ExportOutcome, compared: dict[str, Any], entries: dict[str, manifest.FileEntry],
     tools: dict[str, str], options: Options,
 ) -> manifest.Manifest:  # fmt: skip
     def passed(name: str, tolerance: str | None = None) -> manifest.Check:

@@ -30,9 +30,9 @@ from converter.proof.streamed_layers import (
     HFExperts,
     HFSource,
     Scratch,
-    Source,
     StackedSource,
     TitanExperts,
+    WeightSource,
     fill,
     linear,
 )
@@ -58,7 +58,7 @@ def titan_forward(
     margins: list[Tensor] = []
     changed: list[Tensor] = []
     with torch.inference_mode():
-        sources: dict[str, Source] = {}
+        sources: dict[str, WeightSource] = {}
         scratch = Scratch()
         for name, items in tensors.items():
             cast = "float32" if name.endswith(qwen3.BIAS) else dtype
@@ -100,7 +100,7 @@ def hf_forward(config: Any, staging: Path, token_ids: list[int], progress: Progr
     with torch.inference_mode(), _opened(staging, traffic) as sources:
         used: set[str] = set()
 
-        def weight(name: str) -> Source:
+        def weight(name: str) -> WeightSource:
             if name not in sources:
                 raise errors.ForwardMismatch(
                     f"HF's model has {name}, the files do not", path=staging, hint="report this; nothing was published"
@@ -149,7 +149,7 @@ def _is_partly_used(hf_name: str, *, tied: bool) -> bool:
     return hf_name.endswith(".mlp.gate") or (hf_name == _EMBEDDING and not tied)
 
 
-def _show(source: Source, name: str, found: Pass) -> None:
+def _show(source: WeightSource, name: str, found: Pass) -> None:
     """The product of every row with the fixed vector: rows that no token asked for are seen all the same."""
     found.whole[name] = linear(fixed_vector(source.columns), source)[0]
 
@@ -159,7 +159,7 @@ def fixed_vector(columns: int) -> Tensor:
     return torch.sin(torch.arange(1, columns + 1, dtype=torch.float32))[None]
 
 
-def _watch_routing(bias: Source | None, margins: list[Tensor], changed: list[Tensor]) -> Callable[..., None]:
+def _watch_routing(bias: WeightSource | None, margins: list[Tensor], changed: list[Tensor]) -> Callable[..., None]:
     """Notes how near a tie each position's routing is, and whether the balancing bias would change it."""
 
     def hook(module: Any, _args: object, out: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -174,7 +174,7 @@ def _watch_routing(bias: Source | None, margins: list[Tensor], changed: list[Ten
     return hook
 
 
-def _fill_titan(model: nn.Module, sources: Mapping[str, Source], config: Any, found: Pass) -> None:
+def _fill_titan(model: nn.Module, sources: Mapping[str, WeightSource], config: Any, found: Pass) -> None:
     """Gives TorchTitan's meta model its weights; whatever stays on meta would fail the forward pass."""
 
     def experts(prefix: str, module: Any) -> TitanExperts:
@@ -187,7 +187,7 @@ def _fill_titan(model: nn.Module, sources: Mapping[str, Source], config: Any, fo
         project = lambda part, expert, x: linear(x, sources[names[part]], expert)  # noqa: E731
         return TitanExperts(project, module.num_experts, fixed_vector(config.dim), note)
 
-    def weight(name: str) -> Source:
+    def weight(name: str) -> WeightSource:
         tied = config.enable_weight_tying and name == qwen3.HEAD and name not in sources
         return sources[qwen3.EMBEDDING if tied else name]
 
@@ -200,7 +200,7 @@ def _fill_titan(model: nn.Module, sources: Mapping[str, Source], config: Any, fo
             module._init_self_buffers(buffer_device=torch.device("cpu"))
 
 
-def _fill_hf(model: nn.Module, source: Callable[[str], Source], config: Any, found: Pass) -> None:
+def _fill_hf(model: nn.Module, source: Callable[[str], WeightSource], config: Any, found: Pass) -> None:
     """Gives HF's meta model its weights and a rotary embedding made anew on the CPU."""
 
     def experts(prefix: str, module: Any) -> HFExperts:
@@ -216,7 +216,7 @@ def _fill_hf(model: nn.Module, source: Callable[[str], Source], config: Any, fou
         project = lambda part, expert, x: linear(x, weights[part, expert])  # noqa: E731
         return HFExperts(project, module.num_experts, module.act_fn, fixed_vector(config.hidden_size), note)
 
-    def weight(name: str) -> Source:
+    def weight(name: str) -> WeightSource:
         return source(f"{_EMBEDDING}.weight" if config.tie_word_embeddings and name == "lm_head.weight" else name)
 
     fill(model, weight, lambda name, module: experts(name, module) if name.endswith(".mlp.experts") else None)
@@ -224,7 +224,7 @@ def _fill_hf(model: nn.Module, source: Callable[[str], Source], config: Any, fou
 
 
 @contextmanager
-def _opened(staging: Path, traffic: Traffic) -> Iterator[dict[str, Source]]:
+def _opened(staging: Path, traffic: Traffic) -> Iterator[dict[str, WeightSource]]:
     """HF name -> its tensor in the HF shards just written, by their own headers and index."""
     index = staging / INDEX
     where = parse_json(index.read_bytes())["weight_map"] if exists(index) else None

@@ -17,7 +17,7 @@ from typing import IO, NoReturn
 from converter.common import errors
 from converter.proof.import_stubs import LeftOut
 from converter.proof.malloc import keep_blocks
-from converter.proof.session import Prover
+from converter.proof.session import ProofSession
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
         return 1  # it was killed before that
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    prover = Prover(answers, whole=options.whole is not None)
+    prover = ProofSession(answers, whole=options.whole is not None)
     asked: list[str] = []
     if options.whole is not None:
         *asked, last = os.fdopen(options.whole).readlines()
@@ -53,7 +53,7 @@ def main() -> int:
     return 0
 
 
-def _answer(prover: Prover, line: str) -> str:
+def _answer(prover: ProofSession, line: str) -> str:
     request = json.loads(line)
     try:
         answer = getattr(prover, request.pop("do"))(**request)

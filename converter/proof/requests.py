@@ -17,7 +17,7 @@ from converter.common.phase_timer import Clock
 from converter.proof.client import Prover
 from converter.run import base_assets, tokenizer_fit
 from converter.run.options import Options
-from converter.run.step_source import Source, model_bytes
+from converter.run.step_source import StepSource, model_bytes
 
 TOKENS = 16
 """Of the forward check; each costs both models a thirtieth of a second at 0.6B (docs/performance.md)."""
@@ -27,7 +27,7 @@ class Asking:
     """One thread that asks; a context manager that does not wait for answers after a failure."""
 
     def __init__(
-        self, prover: Prover, step: Path, staging: Path, source: Source, found: base_assets.Assets, options: Options,
+        self, prover: Prover, step: Path, staging: Path, source: StepSource, found: base_assets.Assets, options: Options,
         phase: Clock, *, untie: bool = False,
     ):  # fmt: skip
         self._prover, self._step, self._staging, self._source, self._found = prover, step, staging, source, found

@@ -29,7 +29,7 @@ _IMPORTED = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerF
 """Tokenizer classes that need nothing of what is left out; of any other, a part might be, and another class take its place."""
 
 
-class Prover:
+class ProofSession:
     """One step's conversion, seen from the side of torch: `start`, then `tokenizer` and `compare`."""
 
     def __init__(self, answers: IO[str], *, whole: bool = False):

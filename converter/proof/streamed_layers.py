@@ -20,7 +20,7 @@ BLOCK = 1 << 20
 """Bytes of float32 rows that a linear layer holds at a time."""
 
 
-class Source(Protocol):
+class WeightSource(Protocol):
     """Rows of one weight in float32: the DCP's on one side, the HF file's on the other."""
 
     rows: int
@@ -132,7 +132,7 @@ class HFSource:
         return self._scratch.cast(raw.view(self._dtype), torch.float32, "wide").view(-1, self.columns)
 
 
-def linear(x: Tensor, source: Source, matrix: int = 0) -> Tensor:
+def linear(x: Tensor, source: WeightSource, matrix: int = 0) -> Tensor:
     """x @ W.T with W in blocks of rows."""
     step = max(1, BLOCK // (4 * source.columns))
     out = x.new_empty(*x.shape[:-1], source.rows)  # parts that stayed between the blocks would split the heap: 600 MB
@@ -145,7 +145,7 @@ def linear(x: Tensor, source: Source, matrix: int = 0) -> Tensor:
 class StreamedLinear(nn.Module):
     """A linear layer whose weight is read as it is used."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: WeightSource):
         super().__init__()
         self.source = source
 
@@ -156,7 +156,7 @@ class StreamedLinear(nn.Module):
 class StreamedEmbedding(nn.Module):
     """An embedding of which only the rows asked for are read."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: WeightSource):
         super().__init__()
         self.source = source
 
@@ -217,7 +217,7 @@ class HFExperts(nn.Module):
 
 
 def fill(
-    model: nn.Module, weight: Callable[[str], Source], special: Callable[[str, nn.Module], nn.Module | None]
+    model: nn.Module, weight: Callable[[str], WeightSource], special: Callable[[str, nn.Module], nn.Module | None]
 ) -> None:
     for name, module in list(model.named_modules()):
         parent = model.get_submodule(name.rpartition(".")[0]) if name else model

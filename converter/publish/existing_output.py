@@ -37,7 +37,7 @@ class Existing:
         return {"whose": self.whose, "dtype": self.dtype}
 
 
-def look(path: Path) -> Existing | None:
+def look_at_output(path: Path) -> Existing | None:
     """What is at `path`; None where nothing is. Raises OSError."""
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):

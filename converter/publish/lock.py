@@ -20,7 +20,7 @@ from types import TracebackType
 
 from converter.common import errors, interrupts, names_on_disk
 from converter.common.files import REFUSED
-from converter.publish.owners import Owner, is_dead, read, started, this_host
+from converter.publish.owners import Owner, is_dead, read_owner, started, this_host
 
 HEARTBEAT = 10.0
 STALE = 90.0
@@ -83,7 +83,7 @@ class Lock:
         silence, told = Silence(LONGEST_LOOK), float("-inf")
         while not self._create():
             try:
-                owner, changed_at = read(self.path), os.lstat(self.path).st_mtime_ns
+                owner, changed_at = read_owner(self.path), os.lstat(self.path).st_mtime_ns
             except FileNotFoundError:
                 continue
             now = time.monotonic()
@@ -123,7 +123,7 @@ class Lock:
 
     def _is_ours(self) -> bool:
         try:
-            return read(self.path) == self.owner
+            return read_owner(self.path) == self.owner
         except FileNotFoundError:
             return False
 
@@ -133,7 +133,7 @@ class Lock:
         except FileExistsError:
             # A lost reply turns a success into EEXIST (NFS): look who it is.
             with contextlib.suppress(FileNotFoundError):
-                return read(self.path) == self.owner
+                return read_owner(self.path) == self.owner
             return False
         try:
             try:
@@ -151,7 +151,7 @@ class Lock:
     def _take_over(self, stale: Owner | None) -> bool:
         """Removes a stale lock, unless another process is at it."""
         with contextlib.suppress(FileNotFoundError), _alone_with(self.path) as alone:
-            if not alone or read(self.path) != stale:
+            if not alone or read_owner(self.path) != stale:
                 return False
             self._remove(stale)
         return True
@@ -169,7 +169,7 @@ class Lock:
                 raise
         is_same = False
         try:
-            is_same = read(aside) == owner
+            is_same = read_owner(aside) == owner
         finally:  # also what cannot be read is put back
             if not is_same:
                 with contextlib.suppress(FileExistsError):

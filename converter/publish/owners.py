@@ -36,7 +36,7 @@ def this_host() -> str:
     return f"{os.uname().nodename}/{boot}/{os.readlink('/proc/self/ns/pid')}"
 
 
-def read(path: Path) -> Owner | None:
+def read_owner(path: Path) -> Owner | None:
     """The owner a lock names, or None while it is being written, or is none of ours (a pipe, a link …).
 
     Raises FileNotFoundError, OSError.

@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Hooks:
+class PublishHooks:
     """Commands as lists of words; an empty one is none."""
 
     before_publish: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Hooked:
     """One staging directory whose checks have all passed, and the commands that see it before it is published."""
 
     staging: Path
-    hooks: Hooks
+    hooks: PublishHooks
     facts: Mapping[str, Any]
     alive: Callable[[str], None] = lambda name: None
     """Told every few seconds which command runs."""
@@ -86,7 +86,7 @@ class Hooked:
     # The command
     def _run(self, name: str, argv: tuple[str, ...], more: dict[str, Any], limit: int) -> None:
         facts = {"event": name, **self.facts, "staging": str(self.staging), **more}
-        environ = hook_command.environment(facts)
+        environ = hook_command.hook_environment(facts)
 
         def prepare() -> None:  # system calls alone: other threads of ours may hold any lock
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -107,7 +107,7 @@ class Hooked:
         finally:
             os.close(asked)
         assert child.stdout is not None
-        end = _End(child.stdout)
+        end = _Tail(child.stdout)
         try:
             ended = self._wait(name, child)
         finally:
@@ -183,7 +183,7 @@ class Hooked:
         return errors.HookFailed(f"the hook {hook} {what}", path=str(self.facts["output"]), hint=errors.brief(hint))
 
 
-class _End:
+class _Tail:
     """Reads what a command prints, and keeps the end of it."""
 
     def __init__(self, stream: IO[bytes]) -> None:

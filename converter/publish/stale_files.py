@@ -14,7 +14,7 @@ from converter.common import names_on_disk
 from converter.common.files import fsync_directory, rename
 from converter.publish import manifest
 from converter.publish.lock import Lock
-from converter.publish.owners import Owner, is_dead, read
+from converter.publish.owners import Owner, is_dead, read_owner
 
 TellKept = Callable[[Path, str], None]
 """Told where a person's files were kept, and why."""
@@ -124,7 +124,7 @@ def sweep(
     for step, names in left.items():
         held = Lock(folder, step)
         with contextlib.suppress(FileNotFoundError):
-            owner = read(held.path)
+            owner = read_owner(held.path)
             if not is_stale(held.path, owner) or not held._take_over(owner):
                 continue
         with held:
@@ -132,7 +132,7 @@ def sweep(
             for name in names:  # of a takeover that died half way
                 with contextlib.suppress(FileNotFoundError):
                     aside = name.startswith(names_on_disk.lock_name(step) + ".")
-                    if aside and ((owner := read(folder / name)) is None or is_stale(folder / name, owner)):
+                    if aside and ((owner := read_owner(folder / name)) is None or is_stale(folder / name, owner)):
                         with contextlib.suppress(IsADirectoryError, PermissionError):  # a stranger's
                             os.unlink(folder / name)
         cleared += [name for name in names if not os.path.lexists(folder / name)]

@@ -66,7 +66,7 @@ def check_replaceable(
     and run config's sha256 of the new export, where exports of other runs may lie in the same folder. An export that
     differs in both is another run's.
     """
-    found, named = existing_output.look(directory), named or directory
+    found, named = existing_output.look_at_output(directory), named or directory
     if found is None or found.whose == "nobody":
         return None
     if found.whose == "no directory":

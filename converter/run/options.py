@@ -7,7 +7,7 @@ from pathlib import Path
 
 from converter.common.io_pacing import KEPT_IN_CACHE, Traffic
 from converter.common.metadata_limits import Limits
-from converter.publish.publish_hooks import Hooks
+from converter.publish.publish_hooks import PublishHooks
 from converter.run import base_assets
 
 MAX_SHARD_SIZE = 50_000_000_000
@@ -42,7 +42,7 @@ class Options:
     metadata_limits: Limits = field(default_factory=Limits)
     io_bandwidth_limit: int = 0
     """Bytes a second that are read and written, by both processes together; 0: no limit."""
-    hooks: Hooks = field(default_factory=Hooks)
+    hooks: PublishHooks = field(default_factory=PublishHooks)
     statistics: Path | None = None
     """Folder of one run's samples; None: nothing is sampled."""
     sleep: Callable[[float], None] = time.sleep

@@ -37,7 +37,7 @@ COPY_WATCH_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Source:
+class StepSource:
     """A step that may be converted: its listing, its storage metadata, what its run says."""
 
     listing: Listing
@@ -54,7 +54,7 @@ class Source:
     """FQNs that `ignore_tensors` left out of `metadata`."""
 
 
-def look(step: Path, options: Options, *, wait: bool = True) -> Source:
+def look(step: Path, options: Options, *, wait: bool = True) -> StepSource:
     """Reads what a step says of itself and waits for it to settle. Raises what speaks against converting it."""
     listing = list_step(step)
     check_links(listing)
@@ -92,7 +92,7 @@ def look(step: Path, options: Options, *, wait: bool = True) -> Source:
     run = run_config.find(step, names=options.run_config_names, logs_roots=options.logs_roots, file=options.run_config)
     later = not copied and options.run_config is None and _was_written_after(run.path, step, listing)
     dtype = run.dtype if options.dtype == "auto" else options.dtype
-    return Source(
+    return StepSource(
         listing, metadata, run, dtype, _digest(step, metadata.form), copied, config_is_later=later, ignored=ignored
     )
 
@@ -147,7 +147,7 @@ def _read_hf(step: Path, listing: Listing) -> tuple[checkpoint.StorageMetadata, 
     return checkpoint.StorageMetadata(said["save_id"], tensors, form="hf"), said["state"], said["reason"]
 
 
-def source_names(source: Source) -> dict[str, str]:
+def source_names(source: StepSource) -> dict[str, str]:
     """Installed name -> name in the checkpoint; a step in HF form has HF's names already."""
     if source.metadata.form == "hf":
         return {name: name for name in source.metadata.tensors}
@@ -180,7 +180,7 @@ def output_folder(
     return step.parent / names_on_disk.SUBDIRECTORY if hurts else step.parent
 
 
-def check_replaceable(directory: Path, published: Path, source: Source, options: Options) -> Existing | None:
+def check_replaceable(directory: Path, published: Path, source: StepSource, options: Options) -> Existing | None:
     """What an export of `source` to `published` would replace, which lies at `directory` now; None where nothing is there.
 
     Raises OutputForeign where that is somebody's work.
@@ -197,7 +197,7 @@ def check_replaceable(directory: Path, published: Path, source: Source, options:
     )
 
 
-def reason_to_skip(published: Path, source: Source, options: Options) -> str | None:
+def reason_to_skip(published: Path, source: StepSource, options: Options) -> str | None:
     """Why `--if-exists skip` leaves what is published: "up to date" or "foreign"; None where the step is converted."""
     if options.if_exists != "skip" or not exists(published):
         return None
@@ -217,7 +217,7 @@ def _digest(step: Path, form: str) -> str:
     return hashlib.sha256(payload).hexdigest()
 
 
-def check_unchanged(step: Path, source: Source) -> None:
+def check_unchanged(step: Path, source: StepSource) -> None:
     """Raises StepVanished unless what was read is the save that is still there."""
     same = (
         exists(step)

@@ -16,7 +16,7 @@ import numpy as np
 
 from converter.export.plan import Plan
 from converter.run.base_assets import Assets
-from converter.run.step_source import Source
+from converter.run.step_source import StepSource
 from converter.run.tokenizer_fit import added_rows
 from converter.statistics import sample_files
 from converter.statistics.element_sampling import Sample, Sampler, weights
@@ -93,7 +93,7 @@ class _Sum:
 class Gathering:
     """The statistics of one step, from before its bytes move until it is published."""
 
-    def __init__(self, folder: Path, step: int, source: Source, sources: Mapping[str, str], found: Assets):
+    def __init__(self, folder: Path, step: int, source: StepSource, sources: Mapping[str, str], found: Assets):
         """`folder` keeps the samples of the run's steps. `sources`: installed name -> FQN in the checkpoint."""
         self._folder, self._step = folder, step
         self._embedding = next((sources[name] for name in _EMBEDDINGS if name in sources), "")

@@ -13,11 +13,11 @@ from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import AttemptKey, Block, Outcome, Row, State
 from daemon.queue.disk_space import Room
-from daemon.queue.hook_events import NON_FINITE, Hooks
+from daemon.queue.hook_events import NON_FINITE, HookEvents
 from daemon.queue.log_events import News, fields_of
 from daemon.queue.steps import Tracked, Tracker
 from daemon.rules import judge_step, schedule
-from daemon.rules.judge_step import Verdict
+from daemon.rules.judge_step import Judgement
 from daemon.rules.schedule import Job
 from daemon.runners import local_process
 from daemon.runners.base import Attempt, Runner
@@ -25,7 +25,7 @@ from daemon.runners.progress import Progress
 from daemon.scanner.messages import Step
 
 
-class Started(NamedTuple):
+class StartedAttempt(NamedTuple):
     """An attempt, and what was so when it began."""
 
     attempt: Attempt
@@ -41,7 +41,7 @@ class Started(NamedTuple):
     progress: Progress
 
 
-def said_of(started: Started, outcome: Outcome) -> dict[str, Any]:
+def said_of(started: StartedAttempt, outcome: Outcome) -> dict[str, Any]:
     """What is said of an attempt that ended well, in its line and to `on_success`."""
     output = outcome.event.get("output") or f"{started.request.folder}/{names_on_disk.published_name(started.job.step)}"
     own = {"attempt": started.row.attempts + 1, "seconds": outcome.seconds, "output": output}
@@ -69,7 +69,7 @@ class Endings:
         tracker: Tracker,
         ledger: Ledger,
         news: News,
-        hooks: Hooks,
+        hooks: HookEvents,
         room: Room,
         *,
         once: bool,
@@ -83,7 +83,7 @@ class Endings:
         self.failures = 0
         """Attempts that failed."""
 
-    def succeeded(self, started: Started, outcome: Outcome, latest: Step) -> None:
+    def succeeded(self, started: StartedAttempt, outcome: Outcome, latest: Step) -> None:
         """It published, or found its export published."""
         job, row = started.job, started.row
         self._room.was_enough(job.root)
@@ -112,7 +112,7 @@ class Endings:
         if converted != latest.answer.fingerprint:
             self._look(job)  # the converter knows a later listing than the scanner, or the step has changed since
 
-    def failed(self, started: Started, outcome: Outcome, latest: Step) -> None:
+    def failed(self, started: StartedAttempt, outcome: Outcome, latest: Step) -> None:
         """When it is tried again, if ever."""
         job, row, settings = started.job, started.row, started.settings
         now = self._clock()
@@ -157,7 +157,7 @@ class Endings:
             of_attempt=True,
         )
         self.failures += outcome.retry not in schedule.NO_FAILURE
-        judged = Verdict(follows.state, reason, outcome.error, outcome.hint, follows.next_attempt or 0.0)
+        judged = Judgement(follows.state, reason, outcome.error, outcome.hint, follows.next_attempt or 0.0)
         self._tracker.keep(job.path, Tracked(job.root, latest, judged))
         self._news.failure(log, outcome, follows, attempt, fields, is_known=is_known)
         if follows.state == State.UNSUPPORTED:

@@ -13,13 +13,13 @@ from daemon.host.logs import Logger
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Outcome, Row, State
 from daemon.ledger.sample_folders import Samples
-from daemon.queue.attempt_results import Endings, Started, said_of
+from daemon.queue.attempt_results import Endings, StartedAttempt, said_of
 from daemon.queue.disk_space import Room
-from daemon.queue.hook_events import Hooks
+from daemon.queue.hook_events import HookEvents
 from daemon.queue.log_events import AttemptEvents, News
 from daemon.queue.steps import Tracked, Tracker
 from daemon.rules import judge_step, schedule
-from daemon.rules.judge_step import Verdict
+from daemon.rules.judge_step import Judgement
 from daemon.rules.schedule import Job
 from daemon.runners import local_process
 from daemon.runners.base import Command, Order, Runner
@@ -49,7 +49,7 @@ class Conversions:
         ledger: Ledger,
         log: Logger,
         news: News,
-        hooks: Hooks,
+        hooks: HookEvents,
         *,
         samples: Samples,
         tally: Tally,
@@ -69,8 +69,8 @@ class Conversions:
         self._clock = clock
         self._samples = samples
         self._room = Room(log)
-        self._running: dict[str, tuple[Started, asyncio.Task[None]]] = {}
-        self._rehearsed: dict[str, tuple[local_process.Attempt, asyncio.Task[None]]] = {}
+        self._running: dict[str, tuple[StartedAttempt, asyncio.Task[None]]] = {}
+        self._rehearsed: dict[str, tuple[local_process.LocalAttempt, asyncio.Task[None]]] = {}
         """Steps of which a converter says what it would do."""
         self._last_started: dict[str, float] = {}
         """By run, its last turn: no time, which a clock that is set back would count anew."""
@@ -120,12 +120,17 @@ class Conversions:
             facts, settings = self._tracker.waiting[job.path].facts, self._watchers[job.root].settings
             request = self._request(job, facts, self._tracker.row(job.root, facts), settings)
             argv, would = [*self._command(request, settings), "--dry-run"], Rehearsal()
-            attempt = local_process.Attempt(argv, settings, on_event=would.on_event, on_output=lambda text: None)
+            attempt = local_process.LocalAttempt(argv, settings, on_event=would.on_event, on_output=lambda text: None)
             task = asyncio.create_task(self._rehearse_one(job, facts, request, attempt, would))
             self._rehearsed[job.path] = (attempt, task)
 
     async def _rehearse_one(
-        self, job: Job, facts: Step, request: local_process.Request, attempt: local_process.Attempt, would: "Rehearsal"
+        self,
+        job: Job,
+        facts: Step,
+        request: local_process.Request,
+        attempt: local_process.LocalAttempt,
+        would: "Rehearsal",
     ) -> None:
         try:
             outcome = await attempt.run()
@@ -235,15 +240,15 @@ class Conversions:
         self._last_started[job.run] = max(self._last_started.values(), default=0.0) + 1
         if self._once:
             self._tracker.tried.add(job.path)
-        self._tracker.keep(job.path, Tracked(job.root, facts, Verdict(State.RUNNING)))
+        self._tracker.keep(job.path, Tracked(job.root, facts, Judgement(State.RUNNING)))
         key = self._ledger.begin_attempt(row, now)
-        started = Started(
+        started = StartedAttempt(
             runner.attempt(order), runner, job, facts, row, judge_step.config_of(run), request, settings, key, progress
         )
         self._running[job.path] = (started, asyncio.create_task(self._see_through(started)))
         return True
 
-    async def _see_through(self, started: Started) -> None:
+    async def _see_through(self, started: StartedAttempt) -> None:
         job, row = started.job, started.row
         has_ended = False
         try:
@@ -268,7 +273,7 @@ class Conversions:
                     is_out = row.state == State.QUARANTINED
                     state = row.state if is_out else State.FAILED if row.attempts else State.PENDING
                     self._ledger.put(msgspec.structs.replace(row, state=state), of_attempt=True)
-                    judged = Verdict(state, not_before=row.next_attempt or 0.0 if is_out else 0.0)
+                    judged = Judgement(state, not_before=row.next_attempt or 0.0 if is_out else 0.0)
                     self._tracker.keep(job.path, Tracked(job.root, latest, judged))
                 case _:
                     self._endings.failed(started, outcome, latest)

@@ -119,7 +119,7 @@ class Deliveries:
         """(what went wrong, what to know of it) of one call; None: it ended with 0."""
         argv = list(getattr(settings, delivery.hook))
         facts = delivery.facts | {"try": delivery.tries}
-        environ = hook_command.environment(facts, os.environ)
+        environ = hook_command.hook_environment(facts, os.environ)
 
         def prepare() -> None:
             process.die_with_parent(signal.SIGKILL)

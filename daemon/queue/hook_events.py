@@ -16,7 +16,7 @@ NON_FINITE = "NonFiniteTensor"
 """The converter's error for NaN or infinity in the weights."""
 
 
-class Hooks:
+class HookEvents:
     """Enqueues calls of hooks; `settings_of` gives a root's settings."""
 
     def __init__(self, ledger: Ledger, *, settings_of: Callable[[str], Settings], clock: Callable[[], float]) -> None:

@@ -9,7 +9,7 @@ from daemon.host.logs import Logger
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Outcome, Row, State
 from daemon.rules import judge_step
-from daemon.rules.judge_step import Verdict
+from daemon.rules.judge_step import Judgement
 from daemon.rules.schedule import Next
 from daemon.scanner.messages import Run, Step
 
@@ -104,7 +104,7 @@ class News:
             log.warning("run_unsupported", **fields)
 
     # Steps
-    def verdict(self, log: Logger, before: Row | None, judged: Verdict, facts: Step, *, tried: bool) -> bool:
+    def verdict(self, log: Logger, before: Row | None, judged: Judgement, facts: Step, *, tried: bool) -> bool:
         """One line where a step's state or its reason is not what it was `before`; whether it was."""
         is_news = before is None or (before.state, before.reason) != (judged.state, judged.reason)
         lists = self._once and judged.state in LISTED and facts.answer.state != "settling"

@@ -13,10 +13,10 @@ from daemon.config.settings import Settings
 from daemon.host.logs import Logger
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import CONFIG_ERRORS, OF_THE_RUN, Block, Row, State, back, held_by
-from daemon.queue.hook_events import Hooks
+from daemon.queue.hook_events import HookEvents
 from daemon.queue.log_events import News
 from daemon.rules import judge_step, schedule
-from daemon.rules.judge_step import Verdict
+from daemon.rules.judge_step import Judgement
 from daemon.scanner.client import RootWatcher
 from daemon.scanner.messages import Gone, Run, RunGone, Step
 
@@ -32,7 +32,7 @@ class Tracked(NamedTuple):
 
     root: str
     facts: Step
-    verdict: Verdict
+    verdict: Judgement
     since: float = 0.0
     """When it was judged so (epoch seconds)."""
 
@@ -55,7 +55,7 @@ class Tracker:
         ledger: Ledger,
         log: Logger,
         news: News,
-        hooks: Hooks,
+        hooks: HookEvents,
         *,
         settings_of: Callable[[str], Settings | None],
         once: bool,
@@ -144,7 +144,7 @@ class Tracker:
         if judged.not_before > longest:  # stored before the clock was set back
             judged = judged._replace(not_before=longest)
         if judged.state == State.REMOVED and path in self._unseen:
-            judged = Verdict(State.DONE)
+            judged = Judgement(State.DONE)
         is_final = facts.answer.state not in ("incomplete", "settling") and bool(facts.answer.fingerprint)
         is_done, is_refused = judged.state == State.DONE, judged.state == State.QUARANTINED
         new = msgspec.structs.replace(

@@ -12,7 +12,7 @@ from daemon.scanner.messages import Published, Run, Step
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """A step's state, why, and when it may be tried (epoch seconds; 0: at once)."""
 
     state: State
@@ -52,43 +52,45 @@ def judge(
     *,
     now: float,
     fresh: bool = False,
-) -> Verdict:
+) -> Judgement:
     """The verdict on a step; `row` is of this very save; `fresh` takes up what failed or was removed (`--once`)."""
     answer = step.answer
     has_changed = row is not None and row.is_of_other_files(answer.fingerprint)
     if answer.state in ("complete", "suspect") and not has_changed and _is_published(step, run, row, settings):
-        return Verdict(State.DONE, "up_to_date")
+        return Judgement(State.DONE, "up_to_date")
     match answer.state:
         case "incomplete" | "settling":
-            return Verdict(State.INCOMPLETE, answer.reason, answer.error, answer.hint)
+            return Judgement(State.INCOMPLETE, answer.reason, answer.error, answer.hint)
         case "suspect" if not (settings.accept_copies or (row is not None and row.accept_copy)):
             hint = f"if it is a finished copy: {retry(step.path, '--accept-copy')}"
-            return Verdict(State.SUSPECT, answer.reason, "StepSuspect", hint)
+            return Judgement(State.SUSPECT, answer.reason, "StepSuspect", hint)
         case "unsupported" | "no_model":
-            return Verdict(State.UNSUPPORTED, answer.reason, answer.error, in_keys(answer.hint))
+            return Judgement(State.UNSUPPORTED, answer.reason, answer.error, in_keys(answer.hint))
         case "damaged":
-            return Verdict(State.QUARANTINED, answer.reason, answer.error, with_retry(in_keys(answer.hint), step.path))
+            return Judgement(
+                State.QUARANTINED, answer.reason, answer.error, with_retry(in_keys(answer.hint), step.path)
+            )
     if block is not None and _holds(block, run, settings):
-        return Verdict(State.UNSUPPORTED, block.reason, block.error, block.hint)
+        return Judgement(State.UNSUPPORTED, block.reason, block.error, block.hint)
     if foreign := _foreign(step, run, settings):
         return foreign
     if row is not None and not fresh:
         # `rm -r` may take the manifest first: what was ours looks foreign until all of it is gone.
         was_published = row.state in (State.DONE, State.REMOVED) or (row.state == State.FOREIGN and row.wish)
         if was_published and not step.has_ours:
-            return Verdict(
+            return Judgement(
                 State.REMOVED,
                 "the published directory was removed",
                 hint=f"to have it again: {retry(step.path)}",
             )
         is_refused = row.state == State.QUARANTINED and row.refused in ("", answer.fingerprint)
         if is_refused and not _has_its_config_now(row, run):
-            return Verdict(State.QUARANTINED, row.reason, row.error, row.hint, row.next_attempt or 0.0)
+            return Judgement(State.QUARANTINED, row.reason, row.error, row.hint, row.next_attempt or 0.0)
     if (run is None or run.config is None) and not fresh:
         return _without_config(run, row, settings, now)
     if row is not None and row.state == State.FAILED and not fresh:
-        return Verdict(State.FAILED, row.reason, row.error, row.hint, row.next_attempt or 0.0)
-    return Verdict(State.PENDING, "its files are not those that were converted" if has_changed else "")
+        return Judgement(State.FAILED, row.reason, row.error, row.hint, row.next_attempt or 0.0)
+    return Judgement(State.PENDING, "its files are not those that were converted" if has_changed else "")
 
 
 def config_of(run: Run | None) -> str:
@@ -189,14 +191,14 @@ def _is_published(step: Step, run: Run | None, row: Row | None, settings: Settin
     return asked_before and any(p.ours and p.save_id == step.answer.save_id for p in step.published)
 
 
-def _foreign(step: Step, run: Run | None, settings: Settings) -> Verdict | None:
+def _foreign(step: Step, run: Run | None, settings: Settings) -> Judgement | None:
     where = place(step, run, settings)
     found = replaced(step, where)
     if found is None or found.whose == "ours" or settings.overwrite_foreign:
         return None
     what = f"it holds {', '.join(found.foreign)}" if found.foreign else "it has no manifest of ours"
     reason = f"{names_on_disk.published_name(step.step)} is somebody else's: {what}"
-    return Verdict(State.FOREIGN, reason, "OutputForeign", "move it away, or set overwrite_foreign")
+    return Judgement(State.FOREIGN, reason, "OutputForeign", "move it away, or set overwrite_foreign")
 
 
 def _has_its_config_now(row: Row, run: Run | None) -> bool:
@@ -204,7 +206,7 @@ def _has_its_config_now(row: Row, run: Run | None) -> bool:
     return row.error in CONFIG_ERRORS and row.next_attempt is None and run is not None and run.config is not None
 
 
-def _without_config(run: Run | None, row: Row | None, settings: Settings, now: float) -> Verdict:
+def _without_config(run: Run | None, row: Row | None, settings: Settings, now: float) -> Judgement:
     """Users' launchers write the run config after the first step, and not at once: waited for, then given up."""
     since = row.complete_at if row is not None and row.complete_at is not None else now
     until = since + settings.config_grace
@@ -212,5 +214,5 @@ def _without_config(run: Run | None, row: Row | None, settings: Settings, now: f
     reason = (run and run.message) or "no run config yet"
     hint = in_keys((run and run.hint) or "")
     if now < until:
-        return Verdict(State.PENDING, f"waiting for the run config: {reason}", error, hint, until)
-    return Verdict(State.QUARANTINED, reason, error, hint)
+        return Judgement(State.PENDING, f"waiting for the run config: {reason}", error, hint, until)
+    return Judgement(State.QUARANTINED, reason, error, hint)

@@ -83,7 +83,9 @@ class Local:
 
     def attempt(self, order: Order) -> Attempt:
         """A process."""
-        return local_process.Attempt(order.argv, order.settings, on_event=order.on_event, on_output=order.on_output)
+        return local_process.LocalAttempt(
+            order.argv, order.settings, on_event=order.on_event, on_output=order.on_output
+        )
 
     def let_go(self, is_wanted: IsWanted) -> None:
         """Nothing is left."""

@@ -84,7 +84,7 @@ def restricted_to(settings: Settings) -> list[str]:
     return list(dict.fromkeys([*settings.roots, *settings.assets_roots, *settings.path_map.values()]))
 
 
-class Attempt:
+class LocalAttempt:
     """One conversion, from start to end."""
 
     def __init__(

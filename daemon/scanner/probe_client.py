@@ -24,7 +24,7 @@ class ProbeError(Exception):
     """The step could not be looked into, and that says nothing about it: the machine failed."""
 
 
-def probe(
+def probe_step(
     path: str,
     *,
     metadata_size: int,

@@ -18,7 +18,7 @@ from daemon.scanner import folder_rules, messages
 from daemon.scanner.inventory import InventoryTrack
 from daemon.scanner.lock_ages import Sightings
 from daemon.scanner.messages import Answer, Config
-from daemon.scanner.probe_client import probe
+from daemon.scanner.probe_client import probe_step
 from daemon.scanner.reporter import Voice
 from daemon.scanner.run_scan import RunTrack
 from daemon.scanner.step_scan import SECOND_LOOK, Probe
@@ -285,7 +285,7 @@ class Survey:
             del self._inventories[path]
 
     def _probe(self, path: str, metadata_size: int) -> Answer:
-        return probe(
+        return probe_step(
             path,
             metadata_size=metadata_size,
             limits=Limits(self._config.metadata_memory_limit, self._config.metadata_deadline),

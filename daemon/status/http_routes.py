@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from daemon.host.logs import Logger
 from daemon.status import health, status_page
-from daemon.status.http_server import Answer, Listener
+from daemon.status.http_server import Listener, Response
 from daemon.status.metrics import TYPE, Metrics
 from daemon.status.state_view import Sources
 from daemon.status.status_page import StatusPage
@@ -40,14 +40,14 @@ class Endpoints:
         """Serves nothing any more."""
         await self._listener.close()
 
-    def _page(self, _: str) -> Answer:
-        return Answer(self._metrics.text(), TYPE)
+    def _page(self, _: str) -> Response:
+        return Response(self._metrics.text(), TYPE)
 
-    def _healthz(self, _: str) -> Answer:
+    def _healthz(self, _: str) -> Response:
         reason = health.why_not_alive(self._s.pulse, time.monotonic())
         return _verdict([reason] if reason else [])
 
-    def _readyz(self, _: str) -> Answer:
+    def _readyz(self, _: str) -> Response:
         watchers = self._s.watchers
         reasons = health.why_not_ready(
             self._s.pulse,
@@ -59,7 +59,9 @@ class Endpoints:
         return _verdict(reasons)
 
 
-def _verdict(reasons: list[str]) -> Answer:
+def _verdict(reasons: list[str]) -> Response:
     if not reasons:
-        return Answer(b"ok\n")
-    return Answer(("\n".join(reasons) + "\n").encode(errors="backslashreplace"), status=HTTPStatus.SERVICE_UNAVAILABLE)
+        return Response(b"ok\n")
+    return Response(
+        ("\n".join(reasons) + "\n").encode(errors="backslashreplace"), status=HTTPStatus.SERVICE_UNAVAILABLE
+    )

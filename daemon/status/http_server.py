@@ -24,7 +24,7 @@ OPEN_WITHIN = 5.0
 """Seconds that finding a host's address may take."""
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What a page says."""
 
     body: bytes
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     status: HTTPStatus = HTTPStatus.OK
 
 
-Page = Callable[[str], Answer]
+Page = Callable[[str], Response]
 """Makes an answer from what follows the `?`, as it was sent."""
 
 
@@ -123,7 +123,7 @@ class Listener:
         lines = [f"HTTP/1.1 {answer.status} {answer.status.phrase}", *(f"{k}: {v}" for k, v in fields.items()), "", ""]
         return "\r\n".join(lines).encode() + (b"" if method == "HEAD" else answer.body)
 
-    def _page(self, path: str, query: str) -> Answer:
+    def _page(self, path: str, query: str) -> Response:
         try:
             return self._pages[path](query)
         except Exception as error:  # a page is for looking: what is wrong with it must not end the daemon
@@ -139,5 +139,5 @@ async def _head(reader: asyncio.StreamReader) -> bytes:
         return b""
 
 
-def _refusal(status: HTTPStatus) -> Answer:
-    return Answer(f"{status.phrase}\n".encode(), status=status)
+def _refusal(status: HTTPStatus) -> Response:
+    return Response(f"{status.phrase}\n".encode(), status=status)

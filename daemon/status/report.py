@@ -19,7 +19,7 @@ from daemon.ledger.gone_steps import Missing, stands
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Row, State
 from daemon.ledger.root_states import RootState
-from daemon.ledger.slurm_jobs import Job
+from daemon.ledger.slurm_jobs import SlurmJob
 from daemon.rules import judge_step
 from daemon.scanner import unwatched_folders
 from daemon.scanner.unwatched_folders import Looked, Looks
@@ -136,7 +136,7 @@ def _look_at_unwatched(
 
 
 def step(
-    row: Row, attempt: dict[str, Any], job: Job | None, missing: Missing | None = None, *, is_running: bool
+    row: Row, attempt: dict[str, Any], job: SlurmJob | None, missing: Missing | None = None, *, is_running: bool
 ) -> StepReport:
     """One step, with the last attempt at it and its job; `is_running`: a daemon has this ledger in use."""
     event = attempt.get("event", {})
@@ -175,7 +175,7 @@ def step(
     }
 
 
-def _job(job: Job) -> JobReport:
+def _job(job: SlurmJob) -> JobReport:
     """The last Slurm job of a step; `ended` is null while it waits or runs, whether or not a daemon follows it."""
     return {
         "id": job.id or None,

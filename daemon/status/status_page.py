@@ -19,7 +19,7 @@ from daemon.ledger.records import Row, State
 from daemon.ledger.root_states import RootState
 from daemon.runners.progress import Progress
 from daemon.status import report
-from daemon.status.http_server import Answer
+from daemon.status.http_server import Response
 from daemon.status.report_types import StepReport
 from daemon.status.state_view import Sources
 
@@ -39,10 +39,10 @@ FRESH = 1.0
 """Seconds for which an answer is good enough for the next who asks."""
 
 
-def file(name: str, kind: str) -> Callable[[str], Answer]:
+def file(name: str, kind: str) -> Callable[[str], Response]:
     """A page that is one of the packaged files."""
     body = (files("daemon.status") / "page" / name).read_bytes()
-    return lambda query: Answer(body, f"{kind}; charset=utf-8")
+    return lambda query: Response(body, f"{kind}; charset=utf-8")
 
 
 class StatusPage:
@@ -56,7 +56,7 @@ class StatusPage:
         """What an answer about all says of the ledger, as of `_revision`; empty until somebody asks."""
         self._all, self._made_at = b"", float("-inf")
 
-    def status(self, query: str) -> Answer:
+    def status(self, query: str) -> Response:
         """All runs in brief, what runs now and the last errors; with `run=PATH` that run's steps instead.
 
         Steps are as `dcp2hfd status --json` has them.
@@ -65,9 +65,9 @@ class StatusPage:
             return _json(self._about([run], STEPS_OF_ONE))
         if time.monotonic() - self._made_at > FRESH:
             self._all, self._made_at = _encode(self._about_all()), time.monotonic()
-        return Answer(self._all, _JSON)
+        return Response(self._all, _JSON)
 
-    def statistics(self, query: str) -> Answer:
+    def statistics(self, query: str) -> Response:
         """Of the run `run=PATH`: `{"run", "steps": [{"step", …figures}], "non_finite": […], "left_out"}`."""
         run = _run(query) or ""
         steps, left_out = self._s.ledger.statistics(run, STEPS_OF_ONE)
@@ -151,8 +151,8 @@ def _encode(said: Any) -> bytes:
     return msgspec.json.encode(said)
 
 
-def _json(said: Any) -> Answer:
-    return Answer(_encode(said), _JSON)
+def _json(said: Any) -> Response:
+    return Response(_encode(said), _JSON)
 
 
 def _states(groups: Iterable[Group]) -> Counter[str]:

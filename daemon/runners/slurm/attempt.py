@@ -13,13 +13,13 @@ from converter.common.errors import Retry
 from daemon.config import units
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Outcome
-from daemon.ledger.slurm_jobs import Job
+from daemon.ledger.slurm_jobs import SlurmJob
 from daemon.runners.base import Order
 from daemon.runners.slurm import job_outcomes, job_script, resources
 from daemon.runners.slurm.job_events import Following
 from daemon.runners.slurm.job_state_machine import Case, Finding, Move
 from daemon.runners.slurm.job_states import NEED_MORE, Ending
-from daemon.runners.slurm.poller import Cluster, Look, Watch
+from daemon.runners.slurm.poller import Cluster, JobLook, Watch
 from daemon.runners.slurm.resources import Needs
 
 AGAIN_FIRST, AGAIN_MOST = 10.0, 600.0
@@ -34,7 +34,7 @@ class JobAttempt:
     """One conversion by Slurm; `left` is the job of an earlier life to go on with."""
 
     def __init__(
-        self, order: Order, ledger: Ledger, cluster: Cluster, left: Job | None, *, clock: Callable[[], float]
+        self, order: Order, ledger: Ledger, cluster: Cluster, left: SlurmJob | None, *, clock: Callable[[], float]
     ) -> None:
         self._order, self._ledger, self._cluster, self._clock = order, ledger, cluster, clock
         self._log = order.log
@@ -99,7 +99,7 @@ class JobAttempt:
         return Outcome(result="failed", error="StepVanished", message=message, hint=hint, retry=Retry.VANISHED)
 
     # One job
-    def _new_job(self) -> Job:
+    def _new_job(self) -> SlurmJob:
         """A job, noted before Slurm hears of it."""
         order, row = self._order, self._order.row
         before = self._ledger.job_endings(row.path, row.save_id)
@@ -107,7 +107,7 @@ class JobAttempt:
             order.facts.answer.model_bytes, order.settings,
             too_small=sum(before[ending] for ending in NEED_MORE), too_short=before[Ending.TIME],
         )  # fmt: skip
-        job = Job(
+        job = SlurmJob(
             name=job_script.new_name(row.step), path=row.path, save_id=row.save_id, root=row.root, folder=order.settings.slurm.shared,
             asked=self._clock(), owner=self._ledger.owner, memory=asks.memory, seconds=asks.seconds,
         )  # fmt: skip
@@ -161,7 +161,7 @@ class JobAttempt:
             )
         return 1
 
-    def _take(self, look: Look, watch: Watch, followed: Following, case: Case) -> Finding:
+    def _take(self, look: JobLook, watch: Watch, followed: Following, case: Case) -> Finding:
         """Takes in what a look shows: its events, then what it amounts to; notes and says what changed."""
         if look.paper is not None:
             followed.read(look.paper.lines)

@@ -18,7 +18,7 @@ _REAP = 1.0
 """Seconds that a program which was killed may take to be gone."""
 
 
-class Answer(NamedTuple):
+class CommandResult(NamedTuple):
     """What a program said."""
 
     code: int | None
@@ -28,7 +28,9 @@ class Answer(NamedTuple):
     """What went wrong: the end of its stderr, or why there is none."""
 
 
-async def call(argv: list[str], environ: Mapping[str, str], *, stdin: bytes = b"", limit: float = LIMIT) -> Answer:
+async def call(
+    argv: list[str], environ: Mapping[str, str], *, stdin: bytes = b"", limit: float = LIMIT
+) -> CommandResult:
     """Runs a program in `/`; it dies with this process. Raises nothing expected."""
     try:
         child = await asyncio.create_subprocess_exec(
@@ -42,12 +44,12 @@ async def call(argv: list[str], environ: Mapping[str, str], *, stdin: bytes = b"
             preexec_fn=_prepare,
         )
     except OSError as error:
-        return Answer(None, b"", f"{argv[0]} cannot be started: {error}")
+        return CommandResult(None, b"", f"{argv[0]} cannot be started: {error}")
     try:
         async with asyncio.timeout(limit):
             output, errors = await child.communicate(stdin)
     except TimeoutError:
-        return Answer(None, b"", f"{argv[0]} did not end within {limit:g} s")
+        return CommandResult(None, b"", f"{argv[0]} did not end within {limit:g} s")
     finally:
         if child.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -56,7 +58,7 @@ async def call(argv: list[str], environ: Mapping[str, str], *, stdin: bytes = b"
                 async with asyncio.timeout(_REAP):  # one that waits for a file system cannot be killed
                     await child.wait()
     lines = [line.strip() for line in errors.decode(errors="replace").splitlines() if line.strip()]
-    return Answer(child.returncode, output, " | ".join(lines)[-500:] or f"exit code {child.returncode}")
+    return CommandResult(child.returncode, output, " | ".join(lines)[-500:] or f"exit code {child.returncode}")
 
 
 def _prepare() -> None:

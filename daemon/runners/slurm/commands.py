@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from daemon.config.settings import Settings
 from daemon.host import process
 from daemon.runners.counters import Tally
-from daemon.runners.slurm.calls import LIMIT, Answer, call
+from daemon.runners.slurm.calls import LIMIT, CommandResult, call
 from daemon.runners.slurm.job_script import OF_THIS_HOST, OUTPUT
 from daemon.runners.slurm.job_states import Sight
 from daemon.runners.slurm.resources import Needs
@@ -64,7 +64,7 @@ class Commands:
         answer = await self._ask(["scancel", "--quiet", f"--user={os.getuid()}", f"--name={name}"], limit=limit)
         return "" if answer.code == 0 else answer.message
 
-    async def _ask(self, argv: list[str], *, stdin: bytes = b"", limit: float = LIMIT) -> Answer:
+    async def _ask(self, argv: list[str], *, stdin: bytes = b"", limit: float = LIMIT) -> CommandResult:
         answer = await call(argv, environment(), stdin=stdin, limit=limit)
         self._tally.slurm_calls[argv[0], "ok" if answer.code == 0 else "failed"] += 1
         return answer

@@ -20,7 +20,7 @@ PATIENCE = 86_400.0
 _FOR_GOOD = frozenset(Retry) - {Retry.BACKOFF}
 
 
-class Report(NamedTuple):
+class JobReport(NamedTuple):
     """One look at a job."""
 
     sights: tuple[Sight, ...] | None
@@ -59,7 +59,7 @@ class Case:
         self._said_since: float | None = None
         self._waits_since: float | None = None
 
-    def look(self, report: Report, said: Outcome | None, now: float) -> Finding:
+    def look(self, report: JobReport, said: Outcome | None, now: float) -> Finding:
         """Takes in one look. `said` is the outcome that the job's own result gives, once it is there."""
         shown = best(report.sights) if report.sights is not None else None
         if report.sights is not None:
@@ -106,7 +106,7 @@ class Case:
         is_over = ending is not None or now - self._said_since >= GRACE
         return Finding(Move.END, Ending.SAID) if is_over else Finding(Move.WAIT)
 
-    def _absent(self, report: Report, now: float) -> Finding:
+    def _absent(self, report: JobReport, now: float) -> Finding:
         self._absent_since = now if self._absent_since is None else self._absent_since
         since = now - self._absent_since
         if not report.is_readable:  # its result may be there

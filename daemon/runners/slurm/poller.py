@@ -17,7 +17,7 @@ from daemon.host.logs import Logger
 from daemon.runners.counters import Tally
 from daemon.runners.slurm.calls import call
 from daemon.runners.slurm.commands import Commands
-from daemon.runners.slurm.job_state_machine import Report
+from daemon.runners.slurm.job_state_machine import JobReport
 from daemon.runners.slurm.job_states import Sight
 
 NO_HISTORY = 600.0
@@ -46,10 +46,10 @@ class _Shelf(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
-class Look(NamedTuple):
+class JobLook(NamedTuple):
     """One look at a job, from both sides."""
 
-    report: Report
+    report: JobReport
     paper: Paper | None
 
 
@@ -60,9 +60,9 @@ class Watch:
         self.name, self.folder = name, folder
         self.offset = offset
         """Where its events are read from next."""
-        self._looks: asyncio.Queue[Look] = asyncio.Queue()
+        self._looks: asyncio.Queue[JobLook] = asyncio.Queue()
 
-    async def look(self) -> Look:
+    async def look(self) -> JobLook:
         """The next look. Whoever takes it moves `offset` before it waits for anything else."""
         return await self._looks.get()
 
@@ -71,7 +71,7 @@ class Watch:
         """Whether the last look was taken: only then is another one made."""
         return self._looks.empty()
 
-    def put(self, look: Look) -> None:
+    def put(self, look: JobLook) -> None:
         """A look was made."""
         self._looks.put_nowait(look)
 
@@ -132,7 +132,7 @@ class Cluster:
             for watch in watches:
                 paper = papers.get(watch.name)
                 shown = None if sights is None else tuple(sights.get(watch.name, ()))
-                watch.put(Look(Report(shown, paper is not None), paper))
+                watch.put(JobLook(JobReport(shown, paper is not None), paper))
             await asyncio.sleep(self._poll())
         self._tally.is_slurm_up = None
 

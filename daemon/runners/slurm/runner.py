@@ -8,7 +8,7 @@ import msgspec
 from daemon.config.settings import Settings
 from daemon.host.logs import Logger
 from daemon.ledger.ledger import Ledger
-from daemon.ledger.slurm_jobs import Job
+from daemon.ledger.slurm_jobs import SlurmJob
 from daemon.runners.base import IsWanted, Order
 from daemon.runners.counters import Tally
 from daemon.runners.slurm.attempt import JobAttempt
@@ -62,7 +62,7 @@ class SlurmRunner:
         await asyncio.gather(*self._cancelling, return_exceptions=True)
         await self._cluster.stop()
 
-    async def _cancel(self, job: Job) -> None:
+    async def _cancel(self, job: SlurmJob) -> None:
         problem = await self._cluster.commands.cancel(job.name)
         log = self._log.bind(root=job.root, path=job.path, job=job.id or None, job_name=job.name)
         if problem:

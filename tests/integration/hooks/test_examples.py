@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from converter.publish import manifest
-from converter.publish.publish_hooks import Hooks
+from converter.publish.publish_hooks import PublishHooks
 from daemon.ledger.database import NAME
 from tests.integration.hooks.servers import Hub, Recorder, serving
 from tests.support.checkpoints.cases import BY_NAME
@@ -65,7 +65,8 @@ def on_path(folder: Path, **scripts: str) -> str:
 
 def test_a_model_card_is_made_from_the_manifest(copy_step: Callable[..., Path], convert: Convert) -> None:
     made = convert(
-        copy_step(BY_NAME["one_rank"]), hooks=Hooks(before_publish=(sys.executable, str(EXAMPLES / "model_card.py")))
+        copy_step(BY_NAME["one_rank"]),
+        hooks=PublishHooks(before_publish=(sys.executable, str(EXAMPLES / "model_card.py"))),
     )
     card = (made.published / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
@@ -147,7 +148,7 @@ def test_a_chat_room_hears_of_broken_weights_with_what_to_do(
 def test_a_step_is_uploaded_as_a_revision_of_its_own_the_manifest_last_and_resumed(
     copy_step: Callable[..., Path], convert: Convert, tmp_path: Path
 ) -> None:
-    made = convert(copy_step(BY_NAME["one_rank"]), hooks=Hooks(sign=("sh", "-c", "echo signature > model.sig")))
+    made = convert(copy_step(BY_NAME["one_rank"]), hooks=PublishHooks(sign=("sh", "-c", "echo signature > model.sig")))
     with serving(Hub) as (hub, address):
         environ = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path), "HF_ENDPOINT": address,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from converter import verify
-from converter.publish.publish_hooks import Hooks
+from converter.publish.publish_hooks import PublishHooks
 from converter.run.options import Options
 from tests.support.checkpoints.cases import BY_NAME
 from tests.unit.converter.running import Convert, InProcessProver
@@ -51,7 +51,7 @@ def test_what_is_published_is_signed_over_all_the_rest(
     monkeypatch.setenv("PATH", f"{signer}:{os.environ['PATH']}")
     monkeypatch.setattr(verify, "Prover", InProcessProver)
     sign = (str(REPOSITORY / "examples/hooks/sign.sh"), str(key))
-    hooks = Hooks(before_publish=("sh", "-c", "echo card > README.md"), sign=sign)
+    hooks = PublishHooks(before_publish=("sh", "-c", "echo card > README.md"), sign=sign)
     published = convert(copy_step(BY_NAME["one_rank"]), hooks=hooks).published
 
     def is_accepted() -> bool:

@@ -131,7 +131,7 @@ def test_the_step_of_a_host_that_lost_power_is_taken_over_by_the_other_and_publi
     root.save(REMOTE, 2)
     wait_until(lambda: grows(root), PATIENCE)
     (name,) = (name for name in ours(root.exported) if name.endswith(".lock"))
-    owner = owners.read(root.exported / name)
+    owner = owners.read_owner(root.exported / name)
     assert owner is not None
     lost, left = (hosts.one, hosts.other) if owner.host.startswith("guest1/") else (hosts.other, hosts.one)
     lost.guest.lose_power()

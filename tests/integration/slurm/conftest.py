@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from daemon.ledger.ledger import Ledger
-from daemon.ledger.slurm_jobs import Job
+from daemon.ledger.slurm_jobs import SlurmJob
 from tests.support.checkpoints.cases import BY_NAME, Case
 from tests.support.labs import slurm
 from tests.support.labs.slurm import Cluster
@@ -78,13 +78,13 @@ class Site:
             **{"DCP2HF_STATE_DIR": str(self.state)} | self.cluster.environ | self.environ | environ,
         )  # fmt: skip
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[SlurmJob]:
         """What the ledger has of jobs, in order."""
         ledger = Ledger.read(self.state)
         assert ledger is not None
         try:
-            columns = ", ".join(Job.__struct_fields__)
-            return [Job(**dict(row)) for row in ledger._db.execute(f"SELECT {columns} FROM jobs ORDER BY asked")]
+            columns = ", ".join(SlurmJob.__struct_fields__)
+            return [SlurmJob(**dict(row)) for row in ledger._db.execute(f"SELECT {columns} FROM jobs ORDER BY asked")]
         finally:
             ledger.close()
 

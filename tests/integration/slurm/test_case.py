@@ -4,7 +4,7 @@ import pytest
 
 from converter.common.errors import Retry
 from daemon.ledger.records import Outcome
-from daemon.runners.slurm.job_state_machine import GRACE, PATIENCE, SURE, Case, Finding, Move, Report
+from daemon.runners.slurm.job_state_machine import GRACE, PATIENCE, SURE, Case, Finding, JobReport, Move
 from daemon.runners.slurm.job_states import Ending, Sight
 
 DONE = Outcome(result="succeeded")
@@ -17,15 +17,15 @@ def end(ending: Ending) -> Finding:
     return Finding(Move.END, ending)
 
 
-def seen(*sights: Sight, readable: bool = True) -> Report:
-    return Report(sights, readable)
+def seen(*sights: Sight, readable: bool = True) -> JobReport:
+    return JobReport(sights, readable)
 
 
 def job(state: str, reason: str = "None", status: int = 0) -> Sight:
     return Sight("7", state, reason, status)
 
 
-AWAY = Report(None, True)
+AWAY = JobReport(None, True)
 
 
 @pytest.mark.parametrize("said", [DONE, REFUSAL, Outcome(result="skipped")])

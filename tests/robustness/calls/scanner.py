@@ -107,7 +107,7 @@ class _Looking:
 
 
 def _probe(path: str, metadata_size: int) -> Answer:
-    """As `daemon.scanner.probe_client.probe` answers, whose process ends with a traceback where the file system fails."""
+    """As `daemon.scanner.probe_client.probe_step` answers, whose process ends with a traceback where the file system fails."""
     try:
         return answer_of(probe.probe(Path(path)))
     except OSError as error:

@@ -41,10 +41,10 @@ def _functions(module: Any, *functions: str) -> tuple[tuple[Any, str, Pass], ...
     return tuple((module, function, nothing) for function in functions)
 
 
-_TOKENIZER = session.Prover.tokenizer
+_TOKENIZER = session.ProofSession.tokenizer
 
 
-def _any_tokenizer(self: session.Prover, directory: str, where: str) -> dict[str, Any]:
+def _any_tokenizer(self: session.ProofSession, directory: str, where: str) -> dict[str, Any]:
     """What the tokenizer says of itself, or a made-up answer where it does not load."""
     try:
         return _TOKENIZER(self, directory, where)
@@ -124,7 +124,7 @@ CHECKS = {
     ),
     "tokenizer": Check(
         "the tokenizer loads",
-        ((session.Prover, "tokenizer", _any_tokenizer), *_functions(tokenizer_fit, "check_there")),
+        ((session.ProofSession, "tokenizer", _any_tokenizer), *_functions(tokenizer_fit, "check_there")),
     ),
     "token_ids": Check(
         "transformers gives texts the ids that TorchTitan gave them",

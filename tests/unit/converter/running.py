@@ -26,7 +26,7 @@ class InProcessProver:
     def __init__(self, progress: Callable[[int, int], None] = lambda done, total: None):
         self._progress = progress
         self._said = io.StringIO()
-        self._prover = session.Prover(self._said, whole=True)
+        self._prover = session.ProofSession(self._said, whole=True)
         self._turn = threading.Lock()
         self._over = False
         self.tools: dict[str, str] = self._prover.warm_up()["tools"]

@@ -107,7 +107,7 @@ def test_an_owner_that_no_lock_of_ours_names_is_nobody(said: dict[str, object], 
     """A pid that is a path would have a pipe of a stranger's read."""
     owner = {"token": "t", "host": owners.this_host(), "pid": 1, "started": 1}
     (tmp_path / "lock").write_text(json.dumps(owner | said))
-    assert owners.read(tmp_path / "lock") is None
+    assert owners.read_owner(tmp_path / "lock") is None
 
 
 def test_a_link_in_the_place_of_the_folder_for_exports_is_refused(

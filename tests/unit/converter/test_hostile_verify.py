@@ -48,7 +48,7 @@ def test_names_of_files_that_were_added_reach_no_terminal(published: Path, capsy
         (published / os.fsdecode(name)).write_text("x")
     found = verify.verify(published.with_name("step-2"), published, 2, Options())
     assert len(found.differences) == 3
-    verify_report.show(found, published, (1, 1))
+    verify_report.show_verify_result(found, published, (1, 1))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert all(line.isprintable() for line in lines)

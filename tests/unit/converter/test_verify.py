@@ -14,7 +14,7 @@ import pytest
 
 from converter import verify
 from converter.cli import main
-from converter.cli.verify_report import Verdict
+from converter.cli.verify_report import VerifyResult
 from converter.run.base_assets import Search
 from converter.run.options import Options
 from tests.robustness.faults.scene import in_this_process
@@ -33,7 +33,7 @@ class Verified:
     step: Path
     published: Path
 
-    def __call__(self, sample: tuple[int, int] = (1, 1), path: Path | None = None, **options: Any) -> Verdict:
+    def __call__(self, sample: tuple[int, int] = (1, 1), path: Path | None = None, **options: Any) -> VerifyResult:
         step, published, number = verify.locate(path or self.published)
         return verify.verify(step, published, number, Options(**options), sample)
 
@@ -130,7 +130,7 @@ def flips(published: Path) -> Iterator[tuple[Path, int]]:
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
-def names(verdict: Verdict) -> set[str]:
+def names(verdict: VerifyResult) -> set[str]:
     """Files that something is said of."""
     return {text.partition(":")[0] for text in verdict.differences}
 

@@ -44,7 +44,7 @@ def never(_: float) -> None:
 def test_a_lock_is_a_file_while_it_is_held_and_none_afterwards(tmp_path: Path) -> None:
     with Lock(tmp_path, 1) as held:
         assert [path.name for path in tmp_path.iterdir()] == [names_on_disk.lock_name(1)]
-        assert owners.read(held.path) == held.owner
+        assert owners.read_owner(held.path) == held.owner
         held.check()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RuntimeError), Lock(tmp_path, 1):
@@ -169,7 +169,7 @@ def test_an_owner_that_was_taken_over_is_told_and_removes_nothing(tmp_path: Path
         with pytest.raises(errors.LockLost) as caught:
             held.check()
         assert caught.value.retry == errors.Retry.BACKOFF
-    assert owners.read(tmp_path / names_on_disk.lock_name(1)) == other
+    assert owners.read_owner(tmp_path / names_on_disk.lock_name(1)) == other
     with Lock(tmp_path, 2) as held:
         held.path.unlink()
         with pytest.raises(errors.LockLost):
@@ -180,7 +180,7 @@ def test_a_takeover_that_finds_another_lock_than_it_saw_leaves_it(tmp_path: Path
     live = owner(token="4" * 16)
     path = leave(tmp_path, live)
     Lock(tmp_path, 1)._take_over(owner(token="5" * 16, pid=NOBODY))
-    assert owners.read(path) == live
+    assert owners.read_owner(path) == live
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
@@ -193,7 +193,7 @@ def test_a_takeover_that_moved_another_lock_than_it_saw_puts_it_back(
     monkeypatch.setattr(lock, "read_owner", lambda path: next(seen))
     Lock(tmp_path, 1)._take_over(dead)
     monkeypatch.undo()
-    assert owners.read(path) == live
+    assert owners.read_owner(path) == live
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
@@ -204,12 +204,12 @@ def test_what_was_moved_and_cannot_be_read_is_put_back(tmp_path: Path, monkeypat
     def fail_aside(found: Path) -> Owner | None:
         if found != path:
             raise OSError(errno.EIO, "Input/output error")
-        return owners.read(found)
+        return owners.read_owner(found)
 
     monkeypatch.setattr(lock, "read_owner", fail_aside)
     with pytest.raises(OSError, match="Input/output"):
         Lock(tmp_path, 1)._take_over(dead)
-    assert owners.read(path) == dead
+    assert owners.read_owner(path) == dead
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
@@ -257,7 +257,7 @@ def test_a_release_that_comes_too_late_leaves_the_lock_of_the_one_that_took_over
 
     with Lock(tmp_path, 1) as held:
         monkeypatch.setattr(os, "rename", after_a_long_stop)
-    assert owners.read(held.path) == other
+    assert owners.read_owner(held.path) == other
     assert [found.name for found in tmp_path.iterdir()] == [held.path.name]
 
 
@@ -367,7 +367,7 @@ def test_a_lock_that_is_written_in_pieces_names_its_owner(tmp_path: Path, monkey
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, said: write(fd, said[:7]))
     with Lock(tmp_path, 1) as held:
-        assert owners.read(held.path) == held.owner
+        assert owners.read_owner(held.path) == held.owner
 
 
 def test_a_lock_whose_last_bytes_did_not_reach_the_disk_is_taken_away(

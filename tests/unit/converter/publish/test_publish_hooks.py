@@ -18,7 +18,7 @@ from converter import verify
 from converter.cli import main
 from converter.common import errors, names_on_disk
 from converter.publish import manifest
-from converter.publish.publish_hooks import Hooks
+from converter.publish.publish_hooks import PublishHooks
 from converter.run.options import Options
 from tests.robustness.faults.scene import in_this_process
 from tests.support.checkpoints.cases import BY_NAME
@@ -40,9 +40,9 @@ def step(copy_step: Callable[..., Path]) -> Path:
     return copy_step(CASE)
 
 
-def sh(script: str, **others: object) -> Hooks:
-    """Hooks whose `before_publish` is this shell script."""
-    return Hooks(before_publish=("sh", "-c", script), **others)  # type: ignore[arg-type]
+def sh(script: str, **others: object) -> PublishHooks:
+    """PublishHooks whose `before_publish` is this shell script."""
+    return PublishHooks(before_publish=("sh", "-c", script), **others)  # type: ignore[arg-type]
 
 
 def is_running(pid: int) -> bool:
@@ -150,7 +150,7 @@ def test_a_failure_says_what_the_command_printed_at_its_end(step: Path, refused:
 
 
 def test_a_hook_that_is_not_there_is_a_failure_in_words(step: Path, refused: Refused) -> None:
-    error = refused(step, errors.HookFailed, hooks=Hooks(before_publish=("/nowhere/card",)))
+    error = refused(step, errors.HookFailed, hooks=PublishHooks(before_publish=("/nowhere/card",)))
     assert "cannot be started" in error.what
 
 
@@ -175,7 +175,7 @@ def test_what_a_hook_leaves_in_the_background_writes_into_nothing_published(
 def test_secrets_and_arguments_are_not_repeated(step: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUB_TOKEN", "hf_topsecret")
     script = 'echo "$HUB_TOKEN $1"; exit 1'
-    hooks = Hooks(before_publish=("sh", "-c", script, "sh", "https://chat.example/hooks/key"))
+    hooks = PublishHooks(before_publish=("sh", "-c", script, "sh", "https://chat.example/hooks/key"))
     error = refused(step, errors.HookFailed, hooks=hooks)
     assert error.hint.endswith("[$HUB_TOKEN] [argument 4]")
     assert "topsecret" not in str(error.as_event())

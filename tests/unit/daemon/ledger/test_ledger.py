@@ -14,7 +14,7 @@ from daemon.host.process import owner_of
 from daemon.ledger.database import MIGRATIONS, NAME, LedgerError
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Block, Held, Outcome, State
-from daemon.ledger.slurm_jobs import Job
+from daemon.ledger.slurm_jobs import SlurmJob
 from daemon.scanner.messages import Answer
 from tests.unit.daemon.conftest import row
 
@@ -260,9 +260,9 @@ def test_many_processes_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
     assert [(process.wait(), process.stderr and process.stderr.read()) for process in opening] == [(0, b"")] * 8
 
 
-def a_job(name: str, **fields: Any) -> Job:
+def a_job(name: str, **fields: Any) -> SlurmJob:
     """A job of a step of the run /r/a, noted by this process."""
-    return Job(
+    return SlurmJob(
         **{"name": name, "path": "/r/a/step-10", "save_id": "save-1", "root": "/r", "folder": "/s", "asked": 100.0, "owner": owner_of(os.getpid()),
            "memory": 7, "seconds": 60.0} | fields
     )  # fmt: skip

@@ -10,7 +10,7 @@ from converter.common.errors import Retry
 from daemon.ledger.records import Outcome, Row, State
 from daemon.queue.conversions import Conversions
 from daemon.queue.steps import Tracked, Tracker
-from daemon.rules.judge_step import Verdict
+from daemon.rules.judge_step import Judgement
 from tests.unit.daemon.conftest import facts, row
 
 STEP = "/r/a/step-10"
@@ -74,7 +74,7 @@ def test_a_pending_step_that_lacks_room_says_so_once_and_one_that_failed_goes_on
     put: list[Row] = []
     tracker = Tracker.__new__(Tracker)
     tracker.runs = {}
-    for before, count in ((Verdict(State.PENDING), 1), (Verdict(State.FAILED, "boom", "MachineFailure"), 0)):
+    for before, count in ((Judgement(State.PENDING), 1), (Judgement(State.FAILED, "boom", "MachineFailure"), 0)):
         put.clear()
         tracker._ledger = SimpleNamespace(row=lambda path: None, put=lambda row, **how: put.append(row))  # type: ignore[assignment]
         tracker.waiting = {STEP: Tracked("/r", facts(), before)}
@@ -84,7 +84,7 @@ def test_a_pending_step_that_lacks_room_says_so_once_and_one_that_failed_goes_on
 
 
 def test_a_wait_ends_at_once_only_where_the_clock_was_set_back() -> None:
-    waits = Tracked("/r", facts(), Verdict(State.PENDING, not_before=103.0), since=100.001)
+    waits = Tracked("/r", facts(), Judgement(State.PENDING, not_before=103.0), since=100.001)
 
     assert waits.not_before(100.0) == 103.0, "judged within a turn that began a moment before"
     assert waits.not_before(40.0) == 0.0

@@ -18,7 +18,7 @@ from daemon.ledger.database import NAME
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Outcome, State
 from daemon.queue.hook_delivery import MOST, MOST_OF_A_ROOT, MOST_TRIES
-from daemon.queue.hook_events import Hooks
+from daemon.queue.hook_events import HookEvents
 from tests.unit.daemon.conftest import add_step, row
 from tests.unit.daemon.running import Daemon, daemons, wait_until
 
@@ -242,7 +242,7 @@ def test_whoever_finds_a_step_published_tells_only_what_its_attempt_does_not(
     attempt = ledger.begin_attempt(row(10), 1.0)
     if result:
         ledger.end_attempt(attempt, Outcome(result=result), 2.0)
-    hooks = Hooks(ledger, settings_of=lambda root: Settings(on_success=("true",)), clock=lambda: 3.0)
+    hooks = HookEvents(ledger, settings_of=lambda root: Settings(on_success=("true",)), clock=lambda: 3.0)
     for _ in range(2):
         hooks.found_published(row(10, output="/r/a/step-10-hf"))
 

@@ -7,7 +7,7 @@ import pytest
 from daemon.config.settings import Settings
 from daemon.ledger.records import Block, State
 from daemon.rules import judge_step
-from daemon.rules.judge_step import Verdict, judge
+from daemon.rules.judge_step import Judgement, judge
 from daemon.scanner.messages import Published, Run
 from tests.unit.daemon.conftest import facts, row, run_facts, with_
 
@@ -28,7 +28,7 @@ def state(*args: object, **kwargs: object) -> State:
 
 
 def test_a_complete_step_is_pending() -> None:
-    assert judge(facts(), run_facts(), None, None, S, now=0.0) == Verdict(State.PENDING)
+    assert judge(facts(), run_facts(), None, None, S, now=0.0) == Judgement(State.PENDING)
 
 
 def test_an_up_to_date_directory_in_either_place_is_done() -> None:

@@ -22,7 +22,7 @@ from daemon.config.settings import Settings
 from daemon.host import child
 from daemon.ledger.records import Outcome
 from daemon.runners import local_process
-from daemon.runners.local_process import Attempt, Request
+from daemon.runners.local_process import LocalAttempt, Request
 from tests.unit.daemon.conftest import with_
 
 S = Settings()
@@ -37,7 +37,7 @@ def run(
 
     async def attempt() -> Outcome:
         argv = [sys.executable, "-P", "-c", textwrap.dedent(code)]
-        tried = Attempt(argv, settings, on_event=events.append, on_output=output.append)
+        tried = LocalAttempt(argv, settings, on_event=events.append, on_output=output.append)
         if stop_after is not None:
             asyncio.get_running_loop().call_later(stop_after, tried.stop)
         return await tried.run()
@@ -98,7 +98,7 @@ def test_exit_code_0_without_a_result_is_a_failure() -> None:
 
 def test_a_step_that_was_gone_before_the_converter_began_has_vanished(tmp_path: Path) -> None:
     argv = local_process.command(Request(str(tmp_path / "step-7"), str(tmp_path)), S)
-    outcome = asyncio.run(local_process.Attempt(argv, S, on_event=lambda event: None, on_output=print).run())
+    outcome = asyncio.run(local_process.LocalAttempt(argv, S, on_event=lambda event: None, on_output=print).run())
 
     assert (outcome.result, outcome.error, outcome.retry) == ("failed", "StepVanished", Retry.VANISHED)
 
@@ -268,7 +268,7 @@ def test_it_runs_in_a_clean_place_without_gpus_and_with_low_priority(
 
 def test_a_converter_that_cannot_be_started_is_a_failure_to_be_tried_again() -> None:
     async def attempt() -> Outcome:
-        return await Attempt(["/nonexistent/python"], S, on_event=lambda e: None, on_output=lambda o: None).run()
+        return await LocalAttempt(["/nonexistent/python"], S, on_event=lambda e: None, on_output=lambda o: None).run()
 
     outcome = asyncio.run(attempt())
     assert (outcome.error, outcome.retry) == ("MachineFailure", Retry.BACKOFF)
@@ -278,9 +278,9 @@ def test_a_killed_daemon_takes_its_conversions_along(tmp_path: Path) -> None:
     daemon = f"""
 import asyncio, sys
 from daemon.config.settings import Settings
-from daemon.runners.local_process import Attempt
+from daemon.runners.local_process import LocalAttempt
 code = "import os, time; open({str(tmp_path / "pid")!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-asyncio.run(Attempt([sys.executable, "-c", code], Settings(), on_event=print, on_output=print).run())
+asyncio.run(LocalAttempt([sys.executable, "-c", code], Settings(), on_event=print, on_output=print).run())
 """
     running = subprocess.Popen([sys.executable, "-c", daemon], cwd=Path(__file__).parents[4])
     pid = _wait_for_pid(tmp_path / "pid")

@@ -23,7 +23,7 @@ class Seen:
 
     def is_stale(self, after: float = 0.0) -> bool:
         self.now += after
-        return self._sightings.is_stale(self.path, owners.read(self.path))
+        return self._sightings.is_stale(self.path, owners.read_owner(self.path))
 
 
 def leave(folder: Path, step: int = 10, **changes: object) -> Path:
@@ -87,7 +87,7 @@ def test_what_is_kept_in_mind_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     known = Sightings(lambda: 0.0)
     for step in range(5):
         path = leave(tmp_path, step)
-        assert not known.is_stale(path, owners.read(path))
+        assert not known.is_stale(path, owners.read_owner(path))
         assert len(known._seen) <= 2
 
 

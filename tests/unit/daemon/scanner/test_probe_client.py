@@ -11,7 +11,7 @@ import pytest
 from converter.common.metadata_limits import Limits
 from daemon.host import process
 from daemon.scanner.messages import Answer
-from daemon.scanner.probe_client import ProbeError, probe
+from daemon.scanner.probe_client import ProbeError, probe_step
 
 MEMORY = 512 << 20
 LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))"
@@ -21,7 +21,7 @@ LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))"
 def look(path: Path, *, code: str | None = None, seconds: float = 30.0, memory: int = MEMORY) -> Answer:
     """Probes for real, or with a stand-in process that runs `code` (for what a real one does only by accident)."""
     command = process.python("converter.checkpoint.probe") if code is None else [sys.executable, "-c", code]
-    return probe(str(path), metadata_size=1000, limits=Limits(memory, seconds), beat=lambda: None, command=command)
+    return probe_step(str(path), metadata_size=1000, limits=Limits(memory, seconds), beat=lambda: None, command=command)
 
 
 def test_a_real_step_is_complete_with_what_estimates_need(saved: Path) -> None:
@@ -100,7 +100,7 @@ def test_signs_of_life_are_given_while_it_is_waited_for(tmp_path: Path) -> None:
     beats: list[float] = []
     sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
     with pytest.raises(ProbeError):
-        probe(
+        probe_step(
             str(tmp_path),
             metadata_size=0,
             limits=Limits(MEMORY, 1.0),

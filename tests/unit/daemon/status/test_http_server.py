@@ -12,19 +12,19 @@ import pytest
 
 from daemon.host import logs
 from daemon.status import http_origin, http_server
-from daemon.status.http_server import Answer, Listener
+from daemon.status.http_server import Listener, Response
 from tests.unit.daemon.asking import free_address
 
 
-def fails(query: str) -> Answer:
+def fails(query: str) -> Response:
     raise RuntimeError("no page today")
 
 
 PAGES = {
-    "/page": lambda query: Answer(b"hello\n"),
-    "/asked": lambda query: Answer(query.encode()),
+    "/page": lambda query: Response(b"hello\n"),
+    "/asked": lambda query: Response(query.encode()),
     "/fails": fails,
-    "/large": lambda query: Answer(b"x" * (64 << 20)),
+    "/large": lambda query: Response(b"x" * (64 << 20)),
 }
 
 

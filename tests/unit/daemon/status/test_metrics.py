@@ -12,7 +12,7 @@ from converter.common.errors import Retry
 from daemon.config.settings import Settings
 from daemon.ledger.ledger import Ledger
 from daemon.ledger.records import Outcome, State
-from daemon.ledger.slurm_jobs import Job
+from daemon.ledger.slurm_jobs import SlurmJob
 from daemon.runners.counters import MOST_PHASES, Tally
 from daemon.scanner.known_runs import Presence
 from daemon.scanner.messages import Run, RunGone, Scanned, Started, Step
@@ -51,9 +51,9 @@ class _Idle:
         return 0
 
 
-def job(state: str, name: str = "dcp2hf-10-0123456789abcdef") -> Job:
+def job(state: str, name: str = "dcp2hf-10-0123456789abcdef") -> SlurmJob:
     """One that was noted in this state."""
-    return Job(
+    return SlurmJob(
         name=name, path="/r/a/step-10", save_id="save-1", root="/r", folder="/s", asked=NOW, owner="1 1", memory=1, seconds=60.0,
         state=state,
     )  # fmt: skip
