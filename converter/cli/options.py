@@ -1,14 +1,19 @@
-"""Owns the flags that several commands of `dcp2hf` share, and how their values are read."""
+"""Owns the command line of `dcp2hf`: commands, options, and how their values are read.
 
+argparse starts in a few hundredths of a second; completion and the man page are made from the parser.
+"""
+
+import argparse
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from converter.common import hook_command, version
 
-from converter.common import hook_command
-from converter.run.base_assets import Search
+if TYPE_CHECKING:
+    from converter.run.options import Options
 
 _UNITS = {
     "": 1,
@@ -21,120 +26,303 @@ _UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+Go = Callable[[argparse.Namespace], int]
+"""Runs a command; returns its exit code."""
 
 
-def parse_size(text: str, flag: str) -> int:
-    """ "50GB", "512MiB" or a number of bytes, as `flag` was given it."""
+def parser(convert: Go, verify: Go, inspect: Go) -> argparse.ArgumentParser:
+    """Commands and options; `go` of what was parsed runs the command."""
+    made = argparse.ArgumentParser(
+        prog="dcp2hf",
+        description="Converts TorchTitan checkpoints to HuggingFace directories, exactly.",
+        allow_abbrev=False,
+    )
+    made.add_argument("--version", action=_Version, nargs=0, help="The version and its build.")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, go: Go, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(go=go)
+        return added
+
+    _convert(command("convert", convert, "Convert a step, or every step of a run."))
+    added = command(
+        "verify",
+        verify,
+        "Is the published directory exactly what its checkpoint gives (or, if that is gone, what its manifest says)?",
+    )
+    added.add_argument("path", metavar="PATH", type=Path, help="A step directory, or its -hf.")
+    added.add_argument(
+        "--sample", metavar="N/T", type=_part, default="1/1", help="Only the N-th of T parts of the weights."
+    )
+    _add_run(added)
+    added = command(
+        "inspect", inspect, "What is in this checkpoint: complete or why not, names, tensors, dtypes, ranks, sizes."
+    )
+    added.add_argument("path", metavar="PATH", type=Path, help="A step directory, or a run root.")
+    added.add_argument("--json", action="store_true", help="For scripts.")
+    return made
+
+
+def options_of(given: argparse.Namespace) -> "Options":
+    """The options of a conversion; of `verify`, those that say where the run's files are."""
+    from converter.common.metadata_limits import Limits
+    from converter.publish.publish_hooks import PublishHooks
+    from converter.run.base_assets import Search
+    from converter.run.options import Options
+
+    search = Search(
+        given.hf_assets, given.tokenizer, tuple(given.assets_root), tuple(given.path_map),
+        tuple(given.restrict_assets) if given.restrict_assets else None,
+    )  # fmt: skip
+    run = {
+        "run_config": given.run_config,
+        "run_config_names": tuple(given.run_config_name),
+        "logs_roots": tuple(given.logs_root),
+        "search": search,
+    }
+    if "output" not in given:
+        return Options(**run)
+    return Options(
+        **run,
+        output=given.output and given.output.absolute(),
+        dtype=given.dtype,
+        architecture=given.architecture,
+        untie=given.untie,
+        ignore_tensors=tuple(given.ignore_tensors),
+        allow_routing_drift=given.allow_routing_drift,
+        accept_copy=given.accept_copy,
+        force=given.force,
+        max_shard_size=given.max_shard_size,
+        threads=given.threads,
+        forward_check=given.forward_check,
+        if_exists=given.if_exists,
+        ours_only=given.ours_only,
+        metadata_limits=Limits(given.metadata_memory_limit, given.metadata_deadline),
+        io_bandwidth_limit=given.io_bandwidth_limit or 0,
+        hooks=PublishHooks(given.before_publish, given.sign, given.hook_timeout),
+        statistics=given.statistics and given.statistics.absolute(),
+    )
+
+
+def _convert(to: argparse.ArgumentParser) -> None:
+    add = to.add_argument
+    add(
+        "path", metavar="PATH", type=Path, nargs="?", help="A step directory, a run root holding several, or a *.distcp file."
+    )  # fmt: skip
+    add("--dcp-path", metavar="PATH", type=Path, help="PATH, as an option.")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="Say what would be converted to where, and why others not; write nothing.",
+    )
+    add(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="The folder in which step-N-hf is made (default: beside the step; see docs).",
+    )
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="Of the export; auto is the run's training.dtype.",
+    )
+    _add_run(to)
+    add(
+        "--architecture",
+        choices=("base", "run"),
+        default="base",
+        help="run: where base assets and run differ, or there is no base config.json, take what the run recorded.",
+    )
+    add(
+        "--untie",
+        action="store_true",
+        help="Export embedding and head as two where the run calls them tied and they differ (TorchTitan 0.2.0, 0.2.1).",
+    )
+    add(
+        "--ignore-tensors",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="Leave out tensors beside the model whose whole name matches: rng_state, 'ema.*' (repeatable).",
+    )
+    add("--allow-routing-drift", action="store_true", help="Publish a MoE whose balancing bias is not zero.")
+    add(
+        "--accept-copy",
+        action="store_true",
+        help="Accept DCP shards newer than .metadata (a copy): watched for a minute.",
+    )
+    add("--force", action="store_true", help="Replace a published directory that holds somebody's files.")
+    add("--max-shard-size", metavar="SIZE", type=_size, default="50GB", help="Of a HF shard.")
+    add("--threads", metavar="N", type=_count, default=0, help="That move bytes; 0: as many as cores, at most 4.")
+    add(
+        "--forward-check",
+        choices=("full", "off"),
+        default="full",
+        help="Compare TorchTitan's logits with HF's before publishing.",
+    )
+    add(
+        "--if-exists",
+        choices=("overwrite", "skip"),
+        default="overwrite",
+        help="skip: leave what is up to date, or not ours.",
+    )
+    add("--ours-only", action="store_true", help="Replace only an export that has our manifest; --force replaces all.")
+    add(
+        "--io-bandwidth-limit",
+        metavar="SIZE",
+        type=_size,
+        help="Read and write at most so many bytes a second (200MB).",
+    )
+    add(
+        "--metadata-memory-limit",
+        metavar="SIZE",
+        type=_size,
+        default="512MiB",
+        help="Memory for reading .metadata, beside 24 times its size.",
+    )
+    add(
+        "--metadata-deadline",
+        metavar="SECONDS",
+        type=float,
+        default=30.0,
+        help="Time for reading it, beside 1 s for each 2 MB.",
+    )
+    add(
+        "--before-publish",
+        metavar="COMMAND",
+        type=_command,
+        default=(),
+        help='Sees the staging directory and may add files: ["card.py", "-v"].',
+    )
+    add(
+        "--sign",
+        metavar="COMMAND",
+        type=_command,
+        default=(),
+        help="Leaves model.sig there, over all the rest; a JSON list as well.",
+    )
+    add("--hook-timeout", metavar="SECONDS", type=_seconds, default=600.0, help="Each of these commands may take.")
+    add(
+        "--statistics",
+        metavar="DIR",
+        type=Path,
+        help="Say the RMS of weights and updates by layer; DIR keeps samples of one run.",
+    )
+    add("--events", action="store_true", help="One JSON object a line on stdout, and nothing else.")
+
+
+def _add_run(to: argparse.ArgumentParser) -> None:
+    """Where the run's own files are."""
+    add = to.add_argument
+    add(
+        "--run-config",
+        metavar="FILE",
+        type=Path,
+        help="The run config (JSON, or a TOML of 0.2), instead of looking for one.",
+    )
+    add(
+        "--run-config-name",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="Another name a run config may have (repeatable).",
+    )
+    add("--hf-assets", metavar="DIR", type=Path, help="The base model's folder, instead of the recorded one.")
+    add(
+        "--tokenizer",
+        "--tokenizer-path",
+        metavar="DIR",
+        type=Path,
+        help="The tokenizer's folder, instead of the recorded one.",
+    )
+    add(
+        "--logs-root",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="Look for <DIR>/<run name>/job_config.json too (repeatable).",
+    )
+    add(
+        "--assets-root",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="Where recorded asset paths may begin (repeatable).",
+    )
+    add(
+        "--path-map",
+        metavar="OLD=NEW",
+        type=_pair,
+        action="append",
+        default=[],
+        help="Recorded paths that begin with OLD lie under NEW (repeatable).",
+    )
+    add(
+        "--restrict-assets",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="Follow recorded asset paths only below these folders (repeatable).",
+    )
+
+
+class _Version(argparse.Action):
+    """Made when it is asked for: the sources are read for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"dcp2hf {version.text()}")
+        parser.exit()
+
+
+def _size(text: str) -> int:
+    """Bytes of "50GB", "512MiB" or a number."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
-        raise typer.BadParameter(f"{flag} {text!r} is no size like 50GB")
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 50GB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def parse_command(text: str | None, flag: str) -> tuple[str, ...]:
-    """A command as a JSON list of words, as `flag` was given it; none is an empty one."""
-    if text is None:
-        return ()
+def _command(text: str) -> tuple[str, ...]:
+    """A command as a JSON list of words."""
     try:
         argv = json.loads(text)
     except ValueError:
         argv = text
     if problem := hook_command.problem_of(argv):
-        raise typer.BadParameter(f"{flag}: {problem}")
+        raise argparse.ArgumentTypeError(problem)
     return tuple(argv)
 
 
 def _pair(text: str) -> tuple[str, str]:
     old, found, new = text.partition("=")
     if not (found and old and new):
-        raise typer.BadParameter(f"--path-map {text!r} is not OLD=NEW")
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW")
     return old, new
 
 
-BeforePublishOption = Annotated[
-    str | None,
-    typer.Option(
-        "--before-publish", metavar="COMMAND", help='Sees the staging directory and may add files: ["card.py", "-v"].'
-    ),
-]
-SignOption = Annotated[
-    str | None,
-    typer.Option("--sign", metavar="COMMAND", help="Leaves model.sig there, over all the rest; a JSON list as well."),
-]
-HookTimeoutOption = Annotated[
-    float, typer.Option("--hook-timeout", min=0.1, metavar="SECONDS", help="Each of these commands may take.")
-]
-StatisticsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--statistics",
-        metavar="DIR",
-        readable=False,
-        help="Say the RMS of weights and updates by layer; DIR keeps samples of one run.",
-    ),
-]
-RunConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--run-config",
-        metavar="FILE",
-        readable=False,
-        help="The run config (JSON, or a TOML of 0.2), instead of looking for one.",
-    ),
-]
-NamesOption = Annotated[
-    list[str] | None,
-    typer.Option("--run-config-name", metavar="NAME", help="Another name a run config may have (repeatable)."),
-]
-LogsOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--logs-root", metavar="DIR", readable=False, help="Look for <DIR>/<run name>/job_config.json too (repeatable)."
-    ),
-]
-AssetsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--hf-assets", metavar="DIR", readable=False, help="The base model's folder, instead of the recorded one."
-    ),
-]
-TokenizerOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--tokenizer",
-        "--tokenizer-path",
-        metavar="DIR",
-        readable=False,
-        help="The tokenizer's folder, instead of the recorded one.",
-    ),
-]
-RootsOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--assets-root", metavar="DIR", readable=False, help="Where recorded asset paths may begin (repeatable)."
-    ),
-]
-MapOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--path-map", metavar="OLD=NEW", help="Recorded paths that begin with OLD lie under NEW (repeatable)."
-    ),
-]
-RestrictOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--restrict-assets",
-        metavar="DIR",
-        readable=False,
-        help="Follow recorded asset paths only below these folders (repeatable).",
-    ),
-]
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
+    return int(text)
 
 
-def search_of(
-    hf_assets: Path | None, tokenizer: Path | None, roots: list[Path] | None, maps: list[str] | None, restrict: list[Path] | None
-) -> Search:  # fmt: skip
-    """How recorded asset paths are followed, by these flags."""
-    return Search(
-        hf_assets, tokenizer, tuple(roots or ()), tuple(map(_pair, maps or ())), tuple(restrict) if restrict else None
-    )
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1")
+    return seconds
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text} is not N/T with N from 1 to T")
+    return int(match[1]), int(match[2])

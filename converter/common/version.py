@@ -1,7 +1,6 @@
 """Owns what `--version` says: two builds of one version have other sources, and so another digest. Standard library only."""
 
 import hashlib
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -17,6 +16,8 @@ def build() -> str:
 
 def text() -> str:
     """ "0.1.0 (build 0123456789ab)"."""
+    from importlib.metadata import PackageNotFoundError, version  # takes longer than all else that --help needs
+
     try:
         number = version("dcp2hf")
     except PackageNotFoundError:  # run from a checkout that is not installed

@@ -34,7 +34,7 @@ complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l sign -x  -d 'Leav
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l hook-timeout -x  -d 'Each of these commands may take.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l statistics -x -a '(__fish_complete_directories)' -d 'Say the RMS of weights and updates by layer; DIR keeps samples of one run.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l events -d 'One JSON object a line on stdout, and nothing else.'
-complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -l help -d 'show what there is, and exit'
+complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -s h -l help -d 'show what there is, and exit'
 complete -c dcp2hf -n '__fish_seen_subcommand_from convert' -F
 complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -l sample -x  -d 'Only the N-th of T parts of the weights.'
 complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -l run-config -r -F -d 'The run config (JSON, or a TOML of 0.2), instead of looking for one.'
@@ -45,8 +45,8 @@ complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -l logs-root -x -a '(
 complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -l assets-root -x -a '(__fish_complete_directories)' -d 'Where recorded asset paths may begin (repeatable).'
 complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -l path-map -x  -d 'Recorded paths that begin with OLD lie under NEW (repeatable).'
 complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -l restrict-assets -x -a '(__fish_complete_directories)' -d 'Follow recorded asset paths only below these folders (repeatable).'
-complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -l help -d 'show what there is, and exit'
+complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -s h -l help -d 'show what there is, and exit'
 complete -c dcp2hf -n '__fish_seen_subcommand_from verify' -F
 complete -c dcp2hf -n '__fish_seen_subcommand_from inspect' -l json -d 'For scripts.'
-complete -c dcp2hf -n '__fish_seen_subcommand_from inspect' -l help -d 'show what there is, and exit'
+complete -c dcp2hf -n '__fish_seen_subcommand_from inspect' -s h -l help -d 'show what there is, and exit'
 complete -c dcp2hf -n '__fish_seen_subcommand_from inspect' -F

@@ -46,7 +46,7 @@ def base_assets(checkpoints: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def _in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "convert_step", functools.partial(convert_step, prover=InProcessProver))
+    monkeypatch.setattr("converter.convert.convert_step", functools.partial(convert_step, prover=InProcessProver))
 
 
 @pytest.fixture
