@@ -41,11 +41,11 @@ PAGES = {
             "dcp2hf --dcp-path PATH without a command means convert.",
         ),
         exits={
-            str(main.EXIT_OK): "All that was asked for was done, or was done already.",
+            str(main.EXIT_OK): "Everything requested was done, or had been done before.",
             str(main.EXIT_FAILED): "A step failed, a named step is not complete, or verify found a difference.",
-            str(main.EXIT_USAGE): "Usage, or the path does not exist.",
+            str(main.EXIT_USAGE): "Wrong usage, or the path does not exist.",
             str(main.EXIT_NOTHING): "Nothing to convert was found.",
-            str(main.EXIT_INTERRUPTED): "Interrupted (Ctrl-C, SIGTERM); nothing half done was left.",
+            str(main.EXIT_INTERRUPTED): "Interrupted (Ctrl-C, SIGTERM); no partial result was left.",
         },
         environment={"NO_COLOR": _NO_COLOR},
         files={
@@ -74,9 +74,9 @@ PAGES = {
             "process of its own; what was done is remembered in state_dir.",
         ),
         exits={
-            "0": "Ended as asked; with --once, all is fine.",
-            "1": "With --once, an attempt failed or a root was away; the ledger cannot be used; retry knows no such step.",
-            "2": "Usage, a setting that is not valid, or a ledger of a newer version.",
+            "0": "Stopped on request; with --once, everything succeeded.",
+            "1": "With --once, an attempt failed or a root was unreachable; the ledger cannot be used; retry found no such step.",
+            "2": "Wrong usage, an invalid setting, or a ledger of a newer version.",
         },
         environment={
             "DCP2HF_CONFIG": "The configuration file, where --config names none.",

@@ -1,4 +1,4 @@
-"""Owns the tree of expected failures: each says what happened, to which path, and what to do.
+"""Owns the classes of expected failures. Each states what happened, to which path, and what to do.
 
 Standard library only: the daemon imports it too. Exit codes are `converter.cli.main`'s alone.
 """
@@ -10,26 +10,26 @@ from typing import Any, ClassVar
 
 
 class Retry(StrEnum):
-    """What a caller that tries again should expect; the daemon's queue is driven by it."""
+    """Retry policy of an error. The daemon's queue follows it."""
 
     NEVER = "never"
-    """The same input gives the same refusal: quarantined at once."""
+    """The same input gives the same error. The step is quarantined at once."""
     BACKOFF = "backoff"
-    """The machine or the file system failed, or what is asked for is not there: later may go better."""
+    """The machine or the file system failed, or assets are missing. A retry may succeed."""
     SPACE = "space"
-    """No room: pause the queue, burn no attempt."""
+    """Not enough space. The queue pauses, and no attempt counts."""
     CONFIG = "config"
-    """The run config is missing or half-written: waited for within `config_grace`."""
+    """The run config is missing or half-written. The daemon waits for it for `config_grace`."""
     VANISHED = "vanished"
-    """The step is gone, or another save of it came: look again."""
+    """The step is gone, or was saved again. The daemon rescans it."""
     INCOMPLETE = "incomplete"
     """The checkpoint is still being written."""
     SUSPECT = "suspect"
-    """All bytes are there, but a copy and a save that died look the same."""
+    """All bytes are there, but a copy cannot be distinguished from a save that died."""
     UNSUPPORTED = "unsupported"
-    """Nothing of this run can be converted: said once per run."""
+    """Nothing of this run can be converted. This is reported once per run."""
     FOREIGN = "foreign"
-    """The published name belongs to somebody else."""
+    """The published name is taken by somebody else."""
 
 
 _LONGEST = 2000
@@ -72,13 +72,13 @@ def brief(text: str) -> str:
 
 # The step itself
 class StepIncomplete(ConversionError):
-    """`.metadata` or a DCP shard is missing or short: the save is not finished."""
+    """`.metadata` or a DCP shard is missing or short. The save is not finished."""
 
     retry = Retry.INCOMPLETE
 
 
 class StepSuspect(ConversionError):
-    """The files of a step may be of two saves: a copy, a save that died over an older one, or a mirror in parts."""
+    """The files of a step may be of two saves: a copy, a save that died over an older one, or a partial mirror."""
 
     retry = Retry.SUSPECT
 
@@ -90,15 +90,15 @@ class StepVanished(ConversionError):
 
 
 class StepDamaged(ConversionError):
-    """Storage metadata or a DCP shard does not say what a checkpoint says."""
+    """The content of the storage metadata or of a DCP shard is not that of a checkpoint."""
 
 
 class HostileCheckpoint(ConversionError):
-    """Something in the checkpoint would run code, or leave its directory."""
+    """Something in the checkpoint would run code, or refers to a path outside its directory."""
 
 
 class UnknownObject(ConversionError):
-    """The checkpoint asks for an object that TorchTitan's do not hold; nothing of it was run."""
+    """The checkpoint asks for an object that TorchTitan's checkpoints do not contain. None of it was run."""
 
 
 class MetadataLimit(ConversionError):
@@ -110,19 +110,19 @@ class NoModelInStep(ConversionError):
 
 
 class UnsupportedFormat(ConversionError):
-    """A checkpoint form this version does not read: `torch_checkpointing`, links in a step, stream transforms."""
+    """This version does not read this form: `torch_checkpointing`, links in a step, stream transforms."""
 
     retry = Retry.UNSUPPORTED
 
 
 class UnsupportedModel(ConversionError):
-    """LoRA, fused names, or another family: HF cannot be given this model as it is stored."""
+    """HF cannot express this model as it is stored: LoRA, fused names, or another model family."""
 
     retry = Retry.UNSUPPORTED
 
 
 class RoutingDrift(ConversionError):
-    """A balancing bias is not zero: HF's model would route tokens otherwise."""
+    """A balancing bias is not zero. HF's model would route tokens differently."""
 
     retry = Retry.UNSUPPORTED
 
@@ -135,13 +135,13 @@ class IgnoredModelTensor(ConversionError):
 
 # What the run says of itself
 class RunConfigMissing(ConversionError):
-    """No run config in any of the places where one is looked for."""
+    """No run config was found in any of the places that are searched."""
 
     retry = Retry.CONFIG
 
 
 class RunConfigUnreadable(ConversionError):
-    """A run config that is half-written, some other JSON, or too large."""
+    """The run config is half-written, is some other JSON, or is too large."""
 
     retry = Retry.CONFIG
 
@@ -157,7 +157,7 @@ class AssetsNotConfigured(ConversionError):
 
 
 class AssetsInvalid(ConversionError):
-    """Base assets or tokenizer do not parse, or are another architecture's."""
+    """Base assets or tokenizer cannot be parsed, or belong to another architecture."""
 
 
 class ArchitectureMismatch(ConversionError):
@@ -169,18 +169,18 @@ class VocabularyMismatch(ConversionError):
 
 
 class TokenizerMismatch(ConversionError):
-    """transformers makes other ids or special tokens of the tokenizer's files than TorchTitan trained with."""
+    """From the tokenizer's files, transformers makes other ids or special tokens than TorchTitan trained with."""
 
 
 # The tensors
 class UnknownTensor(ConversionError):
-    """A tensor that no rename and no adapter accounts for."""
+    """No rename and no adapter knows this tensor."""
 
     retry = Retry.UNSUPPORTED
 
 
 class PlanMismatch(ConversionError):
-    """The plan lacks, repeats or reshapes a tensor that transformers saves."""
+    """The plan omits, repeats or reshapes a tensor that transformers saves."""
 
 
 class TiedWeightsDiffer(ConversionError):
@@ -188,11 +188,11 @@ class TiedWeightsDiffer(ConversionError):
 
 
 class NonFiniteTensor(ConversionError):
-    """NaN or infinity in an exported tensor."""
+    """An exported tensor contains NaN or infinity."""
 
 
 class CastOverflow(ConversionError):
-    """Finite values that the export's dtype cannot hold."""
+    """The export's dtype cannot hold some finite values."""
 
 
 class PayloadCorrupt(ConversionError):
@@ -204,36 +204,36 @@ class ForwardMismatch(ConversionError):
 
 
 class ExportMismatch(ConversionError):
-    """What was read back is not what was written."""
+    """The data that was read back is not the data that was written."""
 
 
 # The machine
 class NoSpace(ConversionError):
-    """Not enough room (or quota) on the output's file system."""
+    """The output's file system has not enough space (or quota)."""
 
     retry = Retry.SPACE
 
 
 class MachineFailure(ConversionError):
-    """The file system or a process of ours failed; later may go better."""
+    """The file system or one of our processes failed. A retry may succeed."""
 
     retry = Retry.BACKOFF
 
 
 class OutputForeign(ConversionError):
-    """The published name is taken: somebody's files, another run's export, or (for the daemon) one without our manifest."""
+    """The output name holds a person's files, another run's export or (for the daemon) one without our manifest."""
 
     retry = Retry.FOREIGN
 
 
 class HookFailed(ConversionError):
-    """A command of the operator's, run before publishing, failed, hung, or did what it must not."""
+    """A hook that runs before publishing failed, hung, or broke a rule for hooks."""
 
     retry = Retry.BACKOFF
 
 
 class LockLost(ConversionError):
-    """Another owner took this step over while it was being converted."""
+    """Another owner took this step over during the conversion."""
 
     retry = Retry.BACKOFF
 
