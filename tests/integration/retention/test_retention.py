@@ -184,6 +184,7 @@ def test_a_run_whose_exports_do_not_count_is_told_nothing(keep: int, tmp_path: P
     news = News(ledger, log, once=False)  # type: ignore[arg-type]
     ledger.note_retention("/r/a", keep)
     news.retention("/r", facts(), run_facts(keep_latest_k=keep), with_(Settings(), output="subdirectory"))
+    news.scanned("/r")
 
     assert (log.said, ledger.retention()) == ([], {})
     ledger.close()
