@@ -58,48 +58,53 @@ def parser() -> argparse.ArgumentParser:
         prog="dcp2hfd",
         description="Watches TorchTitan's checkpoint folders and publishes every complete step in HuggingFace form.",
     )
-    made.add_argument("--version", action=_Version, nargs=0, help="the version and its build")
+    made.add_argument("--version", action=_Version, nargs=0, help="Show the version and its build.")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, go: object, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(go=go)
         added.add_argument(
-            "--config", metavar="FILE", help=f"default: $DCP2HF_CONFIG, else {config.DEFAULT_CONFIG} if it exists"
+            "--config",
+            metavar="FILE",
+            help=f"Configuration file. Default: $DCP2HF_CONFIG, else {config.DEFAULT_CONFIG} if it exists.",
         )
         return added
 
-    run = command("run", _run, "Convert what is complete, then keep watching.")
+    run = command("run", _run, "Convert every complete step, then keep watching.")
     run.add_argument(
         "--once",
         action="store_true",
-        help="convert what is complete, then exit (0: all fine, 1: an attempt failed, or a root was away)",
+        help="Convert every complete step, then exit (0: all succeeded, 1: a failed attempt or an unreachable root).",
     )
     run.add_argument(
         "--dry-run",
         action="store_true",
-        help="say what would be converted to where, and why other steps not; write nothing",
+        help="Print which steps would be converted and where, and why others would not. Write nothing.",
     )
     run.add_argument(
-        "roots", nargs="*", metavar="ROOT", help="a run root, or a folder of them; replaces `roots` of the config"
+        "roots",
+        nargs="*",
+        metavar="ROOT",
+        help="A checkpoint folder, or a folder of runs. Replaces `roots` of the configuration.",
     )
-    status = command("status", _status, "Show every step that is known, and where it stands.")
+    status = command("status", _status, "Show every known step and its state.")
     how = status.add_mutually_exclusive_group()
-    how.add_argument("--json", action="store_true", help="for scripts")
-    how.add_argument("--watch", action="store_true", help="on a terminal: refresh in place until Ctrl-C (exit 0)")
+    how.add_argument("--json", action="store_true", help="Print JSON.")
+    how.add_argument("--watch", action="store_true", help="On a terminal: refresh in place until Ctrl-C (exit code 0).")
     how.add_argument(
         "--all",
         action="store_true",
-        help="every step: a terminal is shown each run's newest, and some that are not done",
+        help="Show every step. Otherwise a terminal shows the newest of each run, and some that are not done.",
     )
-    retry = command("retry", _retry, "Forget the failures of a step or a run and try again.")
-    retry.add_argument("path", metavar="PATH", help="a step, or a run")
+    retry = command("retry", _retry, "Forget the failures of a step or a run, and try again.")
+    retry.add_argument("path", metavar="PATH", help="A step, or a run.")
     retry.add_argument(
         "--accept-copy",
         action="store_true",
-        help="it is a finished copy: convert although its shards are newer than .metadata",
+        help="Convert a finished copy although its DCP shards are newer than .metadata.",
     )
-    command("check", _check, "Validate the configuration and say what it would do.")
+    command("check", _check, "Validate the configuration and report what it would do.")
     return made
 
 

@@ -50,7 +50,7 @@ class Program:
     commands: tuple[Command, ...]
 
 
-HELP = Option(("-h", "--help"), "", "show what there is, and exit")
+HELP = Option(("-h", "--help"), "", "Show this help message and exit.")
 
 
 def dcp2hf() -> Program:

@@ -1,4 +1,4 @@
-"""Owns what the man pages say beyond the parsers: purpose, exit statuses, files, examples."""
+"""Owns the parts of the man pages that are not in the parsers: purpose, exit statuses, files, examples."""
 
 from dataclasses import dataclass
 
@@ -22,22 +22,23 @@ class Page:
     has_keys: bool = False
 
 
-_NO_COLOR = "Where it is set and not empty, nothing is coloured."
+_NO_COLOR = "If it is set and not empty, the output has no colours."
 DATE = "2026-11-24"
 """When these words last changed."""
 DOCUMENTS = "share/doc/dcp2hf/docs below the prefix it is installed in"
 KEYS = (
-    'TOML. Each key has a twin DCP2HF_KEY in the environment (lists as JSON); keys marked "per root" may stand in a '
-    'table [root."/path"]. An unknown key is an error. SIGHUP reloads.'
+    'TOML. The variable DCP2HF_KEY sets a key and overrides the file (lists as JSON). A key marked "per root" may also '
+    'stand in a table [root."/path"]. An unknown key is an error. SIGHUP reloads the file.'
 )
 PAGES = {
     "dcp2hf": Page(
         section=1,
         name="convert TorchTitan checkpoints to HuggingFace directories",
         description=(
-            "A step-N directory becomes step-N-hf beside it: weights bit for bit the checkpoint's, proven against "
-            "TorchTitan's own model, published in one step or not at all.",
-            "On a terminal it shows progress, tables and colours; elsewhere log lines and plain columns.",
+            "dcp2hf converts a step-N directory to a step-N-hf directory beside it. The weights are bit for bit the "
+            "checkpoint's and are checked against TorchTitan's own model. The directory is published complete, or "
+            "not at all.",
+            "On a terminal dcp2hf shows progress, tables and colours. Elsewhere it prints log lines and plain columns.",
             "dcp2hf --dcp-path PATH without a command means convert.",
         ),
         exits={
@@ -49,59 +50,63 @@ PAGES = {
         },
         environment={"NO_COLOR": _NO_COLOR},
         files={
-            "step-N-hf/conversion.json": "The manifest: save id, versions, sha256 of each file, every check and its verdict.",
-            "config.json, job_config.json": "The run config, looked for in the step, the checkpoint folder and its parent.",
+            "step-N-hf/conversion.json": "The manifest: save id, versions, sha256 of each file, each check and its "
+            "verdict.",
+            "config.json, job_config.json": "The run config. It is searched for in the step, the checkpoint folder "
+            "and its parent.",
         },
         examples={
-            "dcp2hf convert --dcp-path RUN/checkpoint": "Every step of a run.",
-            "dcp2hf convert --dcp-path RUN/checkpoint --dry-run": "What would be converted to where, and why not.",
-            "dcp2hf verify RUN/checkpoint/step-1800": "Is step-1800-hf exactly what its checkpoint gives?",
+            "dcp2hf convert --dcp-path RUN/checkpoint": "Convert every step of a run.",
+            "dcp2hf convert --dcp-path RUN/checkpoint --dry-run": "Show which steps would be converted and where.",
+            "dcp2hf verify RUN/checkpoint/step-1800": "Check that step-1800-hf is exactly what its checkpoint gives.",
         },
         see="dcp2hfd",
         hooks=(
-            "--before-publish and --sign take a command as JSON: a list of words that no shell reads. It runs in the staging "
-            "directory when every check has passed, and is given facts in HOOK_... variables and as JSON on stdin.",
-            "What --before-publish leaves there is published too, and listed in the manifest under added; --sign, last, leaves "
-            "model.sig and nothing else. If one fails, changes a file of the export or takes longer than --hook-timeout, "
-            f"nothing is published. All rules: hooks.md, in {DOCUMENTS}.",
+            "--before-publish and --sign take a command as a JSON list of words. No shell reads it. The command runs "
+            "in the staging directory when every check has passed. It gets its facts in HOOK_... variables and as "
+            "JSON on stdin.",
+            "Files that --before-publish adds are published too, and the manifest lists them under added. --sign "
+            "runs last, and writes model.sig and nothing else. If a command fails, changes a file of the export or takes "
+            f"longer than --hook-timeout, nothing is published. All rules are in hooks.md, in {DOCUMENTS}.",
         ),
     ),
     "dcp2hfd": Page(
         section=8,
         name="watch checkpoint folders and convert each completed step",
         description=(
-            "A root is a run (it holds step-*) or a folder of runs. Each completed step is converted once, by dcp2hf in a "
-            "process of its own; what was done is remembered in state_dir.",
+            "A root is a checkpoint folder (it contains step-*) or a folder of runs. dcp2hfd converts each complete "
+            "step once, with dcp2hf in a separate process. It keeps its history in state_dir.",
         ),
         exits={
             "0": "Stopped on request; with --once, everything succeeded.",
-            "1": "With --once, an attempt failed or a root was unreachable; the ledger cannot be used; retry found no such step.",
+            "1": "With --once, an attempt failed or a root was unreachable; the ledger cannot be used; retry found "
+            "no such step.",
             "2": "Wrong usage, an invalid setting, or a ledger of a newer version.",
         },
         environment={
-            "DCP2HF_CONFIG": "The configuration file, where --config names none.",
+            "DCP2HF_CONFIG": "The configuration file, if --config names none.",
             "DCP2HF_KEY": "A key of the configuration, such as DCP2HF_WORKERS.",
-            "STATE_DIRECTORY, XDG_STATE_HOME": "Where the ledger lies, unless state_dir says so.",
+            "STATE_DIRECTORY, XDG_STATE_HOME": "The folder of the ledger, if state_dir names none.",
             "NO_COLOR": _NO_COLOR,
         },
         files={
-            str(load.DEFAULT_CONFIG): "The configuration, where neither --config nor DCP2HF_CONFIG names another.",
-            "state_dir/ledger.sqlite": "What is remembered of steps and attempts. It may be removed: what is published is "
-            "recognised by its manifest.",
+            str(load.DEFAULT_CONFIG): "The configuration, if neither --config nor DCP2HF_CONFIG names another.",
+            "state_dir/ledger.sqlite": "The history of steps and attempts. It may be removed, because published "
+            "directories are recognised by their manifests.",
         },
         examples={
-            "dcp2hfd run --once /checkpoints": "Convert what is complete, then exit.",
-            "dcp2hfd status --watch": "Where every run stands, refreshed in place.",
-            "dcp2hfd retry /checkpoints/run/checkpoint/step-1800": "Forget the failures of a step and try again.",
+            "dcp2hfd run --once /checkpoints": "Convert every complete step, then exit.",
+            "dcp2hfd status --watch": "Show the state of every run, refreshed in place.",
+            "dcp2hfd retry /checkpoints/run/checkpoint/step-1800": "Forget the failures of a step, and try again.",
         },
         see="dcp2hf",
         hooks=(
-            "before_publish and sign run in the converter, before a step is published, as dcp2hf(1) says. on_success and "
-            "on_failure run beside conversions, which they neither delay nor fail: each is told of every step at least once, "
-            "whoever dies meanwhile, and the same thing has the same HOOK_KEY each time. A call that fails is made again, "
-            "twelve times in all.",
-            "Each is a list of words that no shell reads, is given facts in HOOK_... variables and as JSON on stdin, and is "
-            f"killed after hook_timeout. All rules: hooks.md, in {DOCUMENTS}.",
+            "before_publish and sign run in the converter, before a step is published; see dcp2hf(1). on_success and "
+            "on_failure run in parallel with conversions. They neither delay a conversion nor make it fail. Each "
+            "call is made at least once, even if the daemon dies in between. A repeated call has the same HOOK_KEY. A "
+            "call that fails is made again, up to twelve times in all.",
+            "Each hook is a list of words. No shell reads it. It gets its facts in HOOK_... variables and as JSON on "
+            f"stdin, and is killed after hook_timeout. All rules are in hooks.md, in {DOCUMENTS}.",
         ),
         has_keys=True,
     ),

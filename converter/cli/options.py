@@ -37,7 +37,7 @@ def parser(convert: Go, verify: Go, inspect: Go) -> argparse.ArgumentParser:
         description="Converts TorchTitan checkpoints to HuggingFace directories, exactly.",
         allow_abbrev=False,
     )
-    made.add_argument("--version", action=_Version, nargs=0, help="The version and its build.")
+    made.add_argument("--version", action=_Version, nargs=0, help="Show the version and its build.")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, go: Go, text: str) -> argparse.ArgumentParser:
@@ -49,18 +49,22 @@ def parser(convert: Go, verify: Go, inspect: Go) -> argparse.ArgumentParser:
     added = command(
         "verify",
         verify,
-        "Is the published directory exactly what its checkpoint gives (or, if that is gone, what its manifest says)?",
+        "Check that a published directory is exactly what its checkpoint gives or, if that is gone, its manifest says.",
     )
-    added.add_argument("path", metavar="PATH", type=Path, help="A step directory, or its -hf.")
+    added.add_argument("path", metavar="PATH", type=Path, help="A step directory, or its published directory.")
     added.add_argument(
-        "--sample", metavar="N/T", type=_part, default="1/1", help="Only the N-th of T parts of the weights."
+        "--sample", metavar="N/T", type=_part, default="1/1", help="Compare only the N-th of T parts of the weights."
     )
     _add_run(added)
     added = command(
-        "inspect", inspect, "What is in this checkpoint: complete or why not, names, tensors, dtypes, ranks, sizes."
+        "inspect",
+        inspect,
+        "Show the content of a checkpoint: names, tensors, dtypes, ranks, sizes, and whether it is complete.",
     )
-    added.add_argument("path", metavar="PATH", type=Path, help="A step directory, or a run root.")
-    added.add_argument("--json", action="store_true", help="For scripts.")
+    added.add_argument(
+        "path", metavar="PATH", type=Path, help="A step directory, or a checkpoint folder with all its steps."
+    )
+    added.add_argument("--json", action="store_true", help="Print JSON.")
     return made
 
 
@@ -108,54 +112,70 @@ def options_of(given: argparse.Namespace) -> "Options":
 def _convert(to: argparse.ArgumentParser) -> None:
     add = to.add_argument
     add(
-        "path", metavar="PATH", type=Path, nargs="?", help="A step directory, a run root holding several, or a *.distcp file."
-    )  # fmt: skip
-    add("--dcp-path", metavar="PATH", type=Path, help="PATH, as an option.")
+        "path",
+        metavar="PATH",
+        type=Path,
+        nargs="?",
+        help="A step directory, a checkpoint folder with all its steps, or a *.distcp file of a step.",
+    )
+    add("--dcp-path", metavar="PATH", type=Path, help="PATH as an option.")
     add(
         "--dry-run",
         action="store_true",
-        help="Say what would be converted to where, and why others not; write nothing.",
+        help="Print which steps would be converted and where, and why others would not. Write nothing.",
     )
     add(
         "--output",
         metavar="DIR",
         type=Path,
-        help="The folder in which step-N-hf is made (default: beside the step; see docs).",
+        help="Folder in which step-N-hf is created. Default: beside the step, unless that would harm training.",
     )
     add(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="Of the export; auto is the run's training.dtype.",
+        help="Dtype of the export. auto uses the run's training.dtype.",
     )
     _add_run(to)
     add(
         "--architecture",
         choices=("base", "run"),
         default="base",
-        help="run: where base assets and run differ, or there is no base config.json, take what the run recorded.",
+        help="Architecture to use where base assets and run differ. base refuses to convert. run uses what the run "
+        "recorded, also where the base assets have no config.json.",
     )
     add(
         "--untie",
         action="store_true",
-        help="Export embedding and head as two where the run calls them tied and they differ (TorchTitan 0.2.0, 0.2.1).",
+        help="Export embedding and head as two tensors where the run calls them tied and they differ "
+        "(TorchTitan 0.2.0, 0.2.1).",
     )
     add(
         "--ignore-tensors",
         metavar="PATTERN",
         action="append",
         default=[],
-        help="Leave out tensors beside the model whose whole name matches: rng_state, 'ema.*' (repeatable).",
+        help="Leave out tensors beside the model. A shell pattern of whole names: rng_state, 'ema.*' (repeatable).",
     )
     add("--allow-routing-drift", action="store_true", help="Publish a MoE whose balancing bias is not zero.")
     add(
         "--accept-copy",
         action="store_true",
-        help="Accept DCP shards newer than .metadata (a copy): watched for a minute.",
+        help="Convert a copy although its DCP shards are newer than .metadata. It is watched for a minute first.",
     )
-    add("--force", action="store_true", help="Replace a published directory that holds somebody's files.")
-    add("--max-shard-size", metavar="SIZE", type=_size, default="50GB", help="Of a HF shard.")
-    add("--threads", metavar="N", type=_count, default=0, help="That move bytes; 0: as many as cores, at most 4.")
+    add(
+        "--force",
+        action="store_true",
+        help="Replace a published directory even if it contains a person's files or is of another run.",
+    )
+    add("--max-shard-size", metavar="SIZE", type=_size, default="50GB", help="Largest HF shard.")
+    add(
+        "--threads",
+        metavar="N",
+        type=_count,
+        default=0,
+        help="Threads that read, cast and write. 0: one for each core, at most 4.",
+    )
     add(
         "--forward-check",
         choices=("full", "off"),
@@ -166,51 +186,57 @@ def _convert(to: argparse.ArgumentParser) -> None:
         "--if-exists",
         choices=("overwrite", "skip"),
         default="overwrite",
-        help="skip: leave what is up to date, or not ours.",
+        help="skip: do not replace an export that is up to date, or that is not ours.",
     )
-    add("--ours-only", action="store_true", help="Replace only an export that has our manifest; --force replaces all.")
+    add("--ours-only", action="store_true", help="Replace only an export with our manifest. --force replaces all.")
     add(
         "--io-bandwidth-limit",
         metavar="SIZE",
         type=_size,
-        help="Read and write at most so many bytes a second (200MB).",
+        help="Read and write at most this many bytes per second (200MB).",
     )
     add(
         "--metadata-memory-limit",
         metavar="SIZE",
         type=_size,
         default="512MiB",
-        help="Memory for reading .metadata, beside 24 times its size.",
+        help="Memory limit for reading .metadata, plus 24 times the size of the file.",
     )
     add(
         "--metadata-deadline",
         metavar="SECONDS",
         type=float,
         default=30.0,
-        help="Time for reading it, beside 1 s for each 2 MB.",
+        help="Processor time limit for reading .metadata, plus 1 s for each 2 MB of it.",
     )
     add(
         "--before-publish",
         metavar="COMMAND",
         type=_command,
         default=(),
-        help='Sees the staging directory and may add files: ["card.py", "-v"].',
+        help='Command (a JSON list of words) that runs in the staging directory and may add files: ["card.py", "-v"].',
     )
     add(
         "--sign",
         metavar="COMMAND",
         type=_command,
         default=(),
-        help="Leaves model.sig there, over all the rest; a JSON list as well.",
+        help="Command (a JSON list of words) that writes model.sig there, after all other files.",
     )
-    add("--hook-timeout", metavar="SECONDS", type=_seconds, default=600.0, help="Each of these commands may take.")
+    add(
+        "--hook-timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=600.0,
+        help="Time limit of each of these commands.",
+    )
     add(
         "--statistics",
         metavar="DIR",
         type=Path,
-        help="Say the RMS of weights and updates by layer; DIR keeps samples of one run.",
+        help="Report the RMS of weights and updates by layer. DIR keeps samples of one run.",
     )
-    add("--events", action="store_true", help="One JSON object a line on stdout, and nothing else.")
+    add("--events", action="store_true", help="Print one JSON object per line on stdout, and nothing else.")
 
 
 def _add_run(to: argparse.ArgumentParser) -> None:
@@ -220,22 +246,22 @@ def _add_run(to: argparse.ArgumentParser) -> None:
         "--run-config",
         metavar="FILE",
         type=Path,
-        help="The run config (JSON, or a TOML of 0.2), instead of looking for one.",
+        help="Run config (JSON, or TOML of TorchTitan 0.2) to use instead of searching for one.",
     )
     add(
         "--run-config-name",
         metavar="NAME",
         action="append",
         default=[],
-        help="Another name a run config may have (repeatable).",
+        help="Another file name that a run config may have (repeatable).",
     )
-    add("--hf-assets", metavar="DIR", type=Path, help="The base model's folder, instead of the recorded one.")
+    add("--hf-assets", metavar="DIR", type=Path, help="Base model's folder to use instead of the one the run recorded.")
     add(
         "--tokenizer",
         "--tokenizer-path",
         metavar="DIR",
         type=Path,
-        help="The tokenizer's folder, instead of the recorded one.",
+        help="Tokenizer's folder to use instead of the one the run recorded.",
     )
     add(
         "--logs-root",
@@ -243,7 +269,7 @@ def _add_run(to: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         default=[],
-        help="Look for <DIR>/<run name>/job_config.json too (repeatable).",
+        help="Folder to search for <run name>/job_config.json (repeatable).",
     )
     add(
         "--assets-root",
@@ -251,7 +277,7 @@ def _add_run(to: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         default=[],
-        help="Where recorded asset paths may begin (repeatable).",
+        help="Folder below which to search for asset paths that the run recorded as relative (repeatable).",
     )
     add(
         "--path-map",
@@ -259,7 +285,7 @@ def _add_run(to: argparse.ArgumentParser) -> None:
         type=_pair,
         action="append",
         default=[],
-        help="Recorded paths that begin with OLD lie under NEW (repeatable).",
+        help="Replace the prefix OLD of recorded paths by NEW (repeatable).",
     )
     add(
         "--restrict-assets",
@@ -267,7 +293,7 @@ def _add_run(to: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         default=[],
-        help="Follow recorded asset paths only below these folders (repeatable).",
+        help="Follow recorded asset paths only below this folder (repeatable).",
     )
 
 
