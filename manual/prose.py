@@ -66,8 +66,8 @@ PAGES = {
             "in the staging directory when every check has passed. It gets its facts in HOOK_... variables and as "
             "JSON on stdin.",
             "Files that --before-publish adds are published too, and the manifest lists them under added. --sign "
-            "runs last, and writes model.sig and nothing else. If a command fails, changes a file of the export or takes "
-            f"longer than --hook-timeout, nothing is published. All rules are in hooks.md, in {DOCUMENTS}.",
+            "runs last, and writes model.sig and nothing else. If a command fails, changes a file of the export or "
+            f"takes longer than --hook-timeout, nothing is published. All rules are in hooks.md, in {DOCUMENTS}.",
         ),
     ),
     "dcp2hfd": Page(
