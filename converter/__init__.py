@@ -1,1 +1,1 @@
-"""Turns one complete TorchTitan step directory into one HuggingFace directory, exactly."""
+"""Converts one complete TorchTitan step directory to one HuggingFace directory, exactly."""

@@ -1,4 +1,4 @@
-"""`python -m converter`: the `dcp2hf` command."""
+"""Runs the `dcp2hf` command as `python -m converter`."""
 
 from converter.cli.main import main
 

@@ -1,6 +1,6 @@
-"""Owns the way of one checkpoint, from step directory to published directory: the only composer of the rest.
+"""Owns the conversion of one checkpoint, from step directory to published directory. It alone connects the others.
 
-This process moves bytes and has no torch; the `Prover` beside it does. Read `convert_step` from top to bottom.
+This process moves bytes and has no torch. The `Prover` beside it has torch. Read `convert_step` from top to bottom.
 """
 
 import contextlib

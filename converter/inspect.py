@@ -1,4 +1,4 @@
-"""Owns looking without converting: what is in a checkpoint, and what a conversion of it would do."""
+"""Owns `dcp2hf inspect` and the dry run: the content of a checkpoint, and what a conversion of it would do."""
 
 from pathlib import Path
 from typing import Any

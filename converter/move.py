@@ -1,6 +1,6 @@
-"""Owns moving the bytes of one export: by the provisional plan at once, by the real one where the two differ.
+"""Owns moving the bytes of one export: first by the provisional plan, then by the real plan where the two differ.
 
-numpy and the standard library only.
+Uses only numpy and the standard library.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Owns `dcp2hf verify`: is a published directory exactly what its checkpoint gives, or, without that, what its manifest says?
+"""Owns `dcp2hf verify`: it compares a published directory with its checkpoint or, if that is gone, with its manifest.
 
-numpy and the standard library only. Everything is derived again from the checkpoint and compared byte by byte, the
-manifest included; dtype, shard size, architecture and accepted exceptions are taken from the manifest.
+Uses only numpy and the standard library. Everything is derived again from the checkpoint and compared byte by byte, the
+manifest included. Dtype, shard size, architecture and accepted exceptions are taken from the manifest.
 """
 
 import glob

@@ -1,1 +1,1 @@
-"""Decides which checkpoint is converted, when and where; imports nothing heavy."""
+"""Decides which checkpoint is converted, when and where. Imports nothing heavy."""

@@ -1,4 +1,4 @@
-"""`python -m daemon` is `dcp2hfd`."""
+"""Runs the `dcp2hfd` command as `python -m daemon`."""
 
 import sys
 

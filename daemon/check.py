@@ -1,4 +1,4 @@
-"""Owns what `dcp2hfd check` says: where the ledger is, how each root would be watched, and what cannot be reached now."""
+"""Owns `dcp2hfd check`: it reports the ledger, how each root would be watched, and what cannot be reached now."""
 
 import contextlib
 import errno

@@ -1,6 +1,6 @@
-"""Owns the `dcp2hfd` command: run, status, retry, check. Thin: it reads settings, calls a room, gives an exit code.
+"""Owns the `dcp2hfd` command: run, status, retry, check. It reads settings, calls a module and returns an exit code.
 
-argparse, and what only `status` needs is imported there: a daemon keeps every import for weeks.
+It uses argparse, and imports the modules for `status` only there, because a daemon keeps every import for weeks.
 """
 
 import argparse

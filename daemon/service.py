@@ -1,7 +1,7 @@
-"""Owns the loop: scanners' facts in, conversions out, `retry` and reload, readiness and watchdog, a clean stop.
+"""Owns the daemon's loop: facts of scanners, conversions, `retry` and reload, readiness and watchdog, and a clean stop.
 
-The rooms do the work (`scanner` a root, `queue.steps` the steps, `queue.conversions` the queue); here they are wired. Nothing
-in this process touches a path below a root or reads a checkpoint.
+Other modules do the work (`scanner` a root, `queue.steps` the steps, `queue.conversions` the queue). This module
+connects them. Nothing in this process touches a path below a root or reads a checkpoint.
 """
 
 import asyncio

@@ -1,1 +1,1 @@
-"""A step on disk: listing and completeness, storage metadata, items, rows of tensors; steps in HF form."""
+"""Reads a step on disk: listing and completeness, storage metadata, items, rows of tensors, and steps in HF form."""

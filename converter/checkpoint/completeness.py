@@ -1,7 +1,8 @@
-"""Owns what a listing shows of a step: files, sizes, mtimes; which format it is; whether it is whole.
+"""Owns the listing of a step: its files, sizes and mtimes, its format, and whether it is complete.
 
-Standard library only. A step is listed, never probed: on NFS a name that was looked for before it was there stays
-missing for half a minute, a directory's mtime is as old, and a file's size lags (measured, see docs/architecture.md).
+Uses only the standard library. A step is listed, never probed. On NFS, a name that was looked up before it existed
+stays missing for half a minute, a directory's mtime is equally old, and a file's size lags (measured, see
+docs/architecture.md).
 """
 
 import hashlib

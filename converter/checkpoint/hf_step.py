@@ -1,7 +1,7 @@
-"""Owns steps that TorchTitan saved in HF form (`last_save_in_hf`): safetensors with an index, no `.metadata`.
+"""Owns steps that TorchTitan saved in HF form (`last_save_in_hf`): safetensors with an index and without `.metadata`.
 
-Standard library only. Files grow in place and the index comes last (torchtitan 0.3.0): complete means that the index
-parses and each file it names has exactly the length that its header says.
+Uses only the standard library. Files grow in place, and the index is written last (torchtitan 0.3.0). A step is
+complete if the index can be parsed and each file that it names has exactly the length that its header states.
 """
 
 import hashlib

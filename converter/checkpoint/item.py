@@ -1,8 +1,9 @@
-"""Owns the form of one DCP item: a complete `torch.save` zip, what it says of itself, and where its payload lies.
+"""Owns the form of one DCP item: a complete `torch.save` zip with a description of its tensor and its payload.
 
-Standard library only. In torch 2.13.0's zip (`torch_zip`), `data.pkl` says dtype, shape and stride, the record `data/0` is
-the raw little-endian payload, stored as it is, with a CRC32 that nobody else checks. What the item says must be what
-storage metadata says; a form that stock TorchTitan does not write is refused by name, never guessed.
+Uses only the standard library. In torch 2.13.0's zip (`torch_zip`), `data.pkl` has dtype, shape and stride. The record
+`data/0` is the raw little-endian payload, stored without compression, with a CRC32 that nothing else checks. The
+item's description must agree with the storage metadata. A form that stock TorchTitan does not write is refused by
+name, never guessed.
 """
 
 import struct

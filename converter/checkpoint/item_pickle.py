@@ -1,7 +1,7 @@
-"""Owns what an item's `data.pkl` says: the tensor that was saved, rebuilt by stand-ins from an allow-list.
+"""Owns the reading of an item's `data.pkl`. Stand-ins from an allow-list rebuild the description of the saved tensor.
 
-Standard library only. torch 2.13.0 pickles a plain tensor, or, of float8 training, torchao's wrapper round one; any other
-tensor subclass is refused by its name.
+Uses only the standard library. torch 2.13.0 pickles a plain tensor or, in float8 training, torchao's wrapper around
+one. Any other tensor subclass is refused by its name.
 """
 
 from collections import OrderedDict

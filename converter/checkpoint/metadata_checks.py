@@ -1,7 +1,7 @@
-"""Owns whether storage metadata makes sense as a whole: every chunk is one item, and every item has bytes of its own.
+"""Owns the checks of storage metadata as a whole: every chunk is one item, and every item has its own bytes.
 
-Standard library only. An item does not say whose it is: where two tensors have one shape, only this tells that an entry
-points at another's bytes. What it cannot tell is two entries that have changed places; nothing in a DCP can.
+Uses only the standard library. An item does not name its tensor. If two tensors have the same shape, only this check
+shows that an entry points at another's bytes. It cannot detect two entries that were exchanged. Nothing in a DCP can.
 """
 
 from collections.abc import Iterable, Sequence

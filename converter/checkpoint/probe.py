@@ -1,10 +1,10 @@
-"""Owns DCP storage metadata: reads `.metadata` without running it, and says whether a step is complete.
+"""Owns the probe of a step: it reads `.metadata` without running it, and decides whether the step is complete.
 
-Standard library only. Run alone (`python -P -m converter.checkpoint.probe STEP`) it is the small process, limited in
-memory and time, that both the converter and the daemon's scanner leave the unpickling to: an allow-list stops
-code, but nine hostile bytes can ask for 3 GB, and an honest `.metadata` of a large run takes over 1 GB.
+Uses only the standard library. Run alone (`python -P -m converter.checkpoint.probe STEP`) it is the small process with
+limited memory and time that unpickles for the converter and for the daemon's scanner. An allow-list stops code, but
+nine hostile bytes can ask for 3 GB, and a valid `.metadata` of a large run takes over 1 GB.
 
-Format: torch.distributed.checkpoint (torch 2.13.0), `metadata.py` and `filesystem.py`.
+The format is that of torch.distributed.checkpoint (torch 2.13.0), `metadata.py` and `filesystem.py`.
 """
 
 import argparse

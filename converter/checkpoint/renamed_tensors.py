@@ -1,8 +1,9 @@
-"""Owns what tensors are called: TorchTitan's older names, renamed one by one to those of the installed version (0.3.0),
-wrapper parts, and what is no tensor of the model although it lies beside it.
+"""Owns the names of tensors: TorchTitan's older names and their names in the installed version (0.3.0), wrapper parts,
+and tensors beside the model.
 
-Standard library only. Between 0.2.2 and 0.3.0 names changed one at a time and runs were written at every point
-between, so there is no switch by version. The months are those of 2026 in which TorchTitan's main branch changed.
+Uses only the standard library. Names changed one at a time between 0.2.2 and 0.3.0, and runs were written at every
+point in between. So there is no switch by version. The months are those of 2026 in which TorchTitan's main branch
+changed.
 """
 
 import re

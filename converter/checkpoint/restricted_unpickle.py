@@ -1,7 +1,8 @@
-"""Owns unpickling by an allow-list: a pickle gets stand-ins for the names it asks for, and none that is not listed.
+"""Owns unpickling by an allow-list. A pickle gets stand-ins for the listed names that it asks for, and nothing else.
 
-Standard library only. Nothing a pickle names is imported: it would run as whoever reads it (PyTorch's SECURITY.md puts
-that out of its scope). An allow-list stops code, not memory: limits of memory and time are the caller's, see `probe`.
+Uses only the standard library. Nothing that a pickle names is imported, because it would run with the rights of the
+reader (PyTorch's SECURITY.md puts that out of its scope). An allow-list stops code, but not the use of memory. The
+caller limits memory and time, see `probe`.
 """
 
 import io

@@ -1,4 +1,7 @@
-"""Owns which steps a PATH means, and what lies beside them and is passed over. Standard library only."""
+"""Owns the selection of steps by a PATH, and the reasons why other names are passed over.
+
+Uses only the standard library.
+"""
 
 import stat
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Owns the form of `.metadata`: what the pickle of torch.distributed.checkpoint (torch 2.13.0) says, checked field by field.
+"""Owns the form of `.metadata`: the pickle of torch.distributed.checkpoint (torch 2.13.0), checked field by field.
 
-Standard library only.
+Uses only the standard library.
 """
 
 import pickle

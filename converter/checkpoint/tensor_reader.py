@@ -1,6 +1,7 @@
-"""Owns reading a DCP: open shards, and ranges of a tensor's rows put together from its chunks, checked on the way.
+"""Owns the reading of a DCP: it opens DCP shards and assembles ranges of a tensor's rows from chunks, with checks.
 
-numpy and the standard library only. Read with pread: a mapped file on a network file system raises SIGBUS.
+Uses only numpy and the standard library. Files are read with pread, because a mapped file on a network file system
+raises SIGBUS.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Owns what we know of a checkpoint's model: its tensors, their chunks, and where the bytes of each lie.
+"""Owns the description of a checkpoint's model: its tensors, their chunks, and where the bytes of each are.
 
-Standard library only.
+Uses only the standard library.
 """
 
 import hashlib

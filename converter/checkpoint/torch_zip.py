@@ -1,7 +1,8 @@
-"""Owns the zip that `torch.save` writes: its directory, and where a record's bytes begin and end.
+"""Owns the zip that `torch.save` writes: its directory, and where the bytes of a record begin and end.
 
-Standard library only. torch 2.13.0 stores records uncompressed, pads local headers, and repeats checksum and length in a
-descriptor behind each record: what stands twice must say the same. PKWARE's APPNOTE 6.3 is the format.
+Uses only the standard library. torch 2.13.0 stores records uncompressed, pads local headers, and repeats checksum and
+length in a descriptor after each record. Values that are stored twice must be equal. The format is PKWARE's APPNOTE
+6.3.
 """
 
 import struct

@@ -1,1 +1,1 @@
-"""What a person types and sees: commands, options, progress, tables."""
+"""The command line of the converter: commands, options, progress, tables."""

@@ -1,6 +1,6 @@
-"""Owns the `dcp2hf` command: what is shown to whom, exit codes. Thin: the work is in `convert`, `verify` and `inspect`.
+"""Owns the `dcp2hf` command: its output and exit codes. `convert`, `verify` and `inspect` do the work.
 
-What a command needs is imported where it runs, so that `--help` and a wrong option are answered at once.
+Each command imports its modules when it runs, so that `--help` and a wrong option are answered at once.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Owns the command line of `dcp2hf`: commands, options, and how their values are read.
 
-argparse starts in a few hundredths of a second; completion and the man page are made from the parser.
+argparse starts in a few hundredths of a second. Completion and the man page are made from the parser.
 """
 
 import argparse

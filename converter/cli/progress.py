@@ -1,4 +1,4 @@
-"""Owns what a person or a script sees of a running conversion: a progress bar, log lines, or JSON events."""
+"""Owns the output of a running conversion: a progress bar, log lines, or JSON events."""
 
 import json
 import math

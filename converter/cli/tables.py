@@ -1,4 +1,4 @@
-"""Owns what `dcp2hf inspect` shows a person: tables on a terminal, plain columns where they are piped."""
+"""Owns the output of `dcp2hf inspect`: tables on a terminal, plain columns if it is piped."""
 
 import math
 import sys

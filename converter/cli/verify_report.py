@@ -1,6 +1,6 @@
-"""Owns what verifying a published directory found, and how a person reads it.
+"""Owns the result of verifying a published directory, and its text.
 
-Standard library only.
+Uses only the standard library.
 """
 
 from dataclasses import dataclass, field

@@ -1,1 +1,1 @@
-"""Leaves: errors, files, every name we create on disk, dtypes, pacing of I/O, phase timer."""
+"""The lowest layer: errors, files, every name that we create on disk, dtypes, pacing of I/O, phase timer."""

@@ -1,6 +1,6 @@
 """Owns the classes of expected failures. Each states what happened, to which path, and what to do.
 
-Standard library only: the daemon imports it too. Exit codes are `converter.cli.main`'s alone.
+Uses only the standard library, because the daemon imports it too. Exit codes are in `converter.cli.main`.
 """
 
 import errno

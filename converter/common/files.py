@@ -1,7 +1,7 @@
-"""Owns how files of other people are opened and how ours are made durable.
+"""Owns how other people's files are opened, and how our files are made durable.
 
-Standard library only. Nothing that training wrote is followed through a link, waited for as a pipe, or read beyond
-a limit; what we write is on disk before a rename names it.
+Uses only the standard library. In files that training wrote, links are not followed, pipes are not waited for, and
+reading stops at a limit. Our files are on disk before a rename gives them their name.
 """
 
 import errno

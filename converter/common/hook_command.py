@@ -1,7 +1,8 @@
-"""Owns what an operator's command (a hook) is given and what may be said of it: argv, environment, the end of its output.
+"""Owns the form of an operator's command (a hook): its argv, its environment, and the reported end of its output.
 
-Standard library only: the converter runs `before_publish` and `sign`, the daemon `on_success` and `on_failure`. Commands
-come from the configuration or the command line alone; what a checkpoint says reaches them as values, never as words.
+Uses only the standard library. The converter runs `before_publish` and `sign`, the daemon runs `on_success` and
+`on_failure`. Commands come only from the configuration or the command line. Text of a checkpoint reaches them as
+values, never as words of the command.
 """
 
 import json

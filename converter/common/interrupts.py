@@ -1,6 +1,6 @@
-"""Owns the signals that stop a conversion: they interrupt its work, but never its clean-up nor the swap of directories.
+"""Owns the signals that stop a conversion. They interrupt its work, but not clean-up or the swap of directories.
 
-Standard library only. Python runs signal handlers in the main thread, between any two instructions.
+Uses only the standard library. Python runs signal handlers in the main thread, between any two instructions.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""Owns what a conversion leaves to its neighbours: the pace at which it reads and writes, and their page cache.
+"""Owns the limits on a conversion's I/O: the rate of reads and writes, and the page cache.
 
-Standard library only.
+Uses only the standard library.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""Owns what reading a `.metadata` may take. Apart from `probe`: who starts the small process need not load what it reads with."""
+"""Owns the limits for reading a `.metadata`.
+
+They are not in `probe`, so that a process that starts the probe does not load its modules.
+"""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,7 @@
-"""Owns every name we create: published, staging, set-aside and lock, and what counts as a step.
+"""Owns every name that we create (published, staging, set-aside and lock), and decides which names are steps.
 
-Standard library only. TorchTitan up to 0.3.0 takes every name that contains `step-<digits>` for a
-checkpoint, counts it against `keep_latest_k` and may delete it: no name of ours but the published
-one contains that.
+Uses only the standard library. TorchTitan up to 0.3.0 takes every name that contains `step-<digits>` for a checkpoint,
+counts it against `keep_latest_k` and may delete it. So only the published name contains that.
 """
 
 import os

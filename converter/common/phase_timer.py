@@ -1,4 +1,4 @@
-"""Owns the time a conversion's phases take. Standard library only."""
+"""Owns the timer of a conversion's phases. Uses only the standard library."""
 
 import time
 from collections.abc import Iterator

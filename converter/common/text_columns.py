@@ -1,6 +1,6 @@
-"""Owns how both commands print where rich does not: plain columns, and characters that an encoding lacks.
+"""Owns the text output of both commands that does not use rich: plain columns, and characters that an encoding lacks.
 
-Standard library only: the daemon imports it too.
+Uses only the standard library, because the daemon imports it too.
 """
 
 import io

@@ -1,4 +1,7 @@
-"""Owns what `--version` says: two builds of one version have other sources, and so another digest. Standard library only."""
+"""Owns the text of `--version`. Two builds of one version have different sources, so they have different digests.
+
+Uses only the standard library.
+"""
 
 import hashlib
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Owns whose a directory under a published name is: nobody's, ours, an export without our manifest, or somebody's work.
+"""Owns the decision whose a published name is: nobody's, ours, an export without our manifest, or a person's work.
 
-Standard library only.
+Uses only the standard library.
 """
 
 import os

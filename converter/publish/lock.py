@@ -1,9 +1,10 @@
-"""Owns the lock of a published name: one owner at a time, across processes and hosts, taken by whoever converts.
+"""Owns the lock of a published name. It has one owner at a time, across processes and hosts.
 
-Standard library only. The lock is a file made with O_EXCL (one winner on NFS v3 and v4.1, measured) in the folder that
-holds the published directory. Its owner touches it every HEARTBEAT seconds. It is stale when its owner is dead on this
-host, or when nothing changed in it for STALE seconds by our own monotonic clock: clocks of hosts are never compared. A
-loser's takeover cannot hurt a live owner for long: every owner looks again before it publishes.
+Uses only the standard library. Every converter takes the lock. It is a file made with O_EXCL (one winner on NFS v3 and
+v4.1, measured) in the folder that contains the published directory. Its owner touches it every HEARTBEAT seconds. It
+is stale when its owner is dead on this host, or when it has not changed for STALE seconds by our own monotonic clock.
+Clocks of hosts are never compared. An owner whose lock was wrongly taken over is not harmed for long, because every
+owner checks its lock again before it publishes.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
-"""Owns `conversion.json`, the manifest of a published directory: written last, read by whoever asks what it is.
+"""Owns `conversion.json`, the manifest of a published directory. It is written last.
 
-Standard library only. It holds nothing that depends on when, where or with how many threads it was made, so that
-the same save gives the same bytes: no host, no path, no time, no measured figure. It ends in a hash of itself: what was
-asked of a conversion (shard size, exceptions) stands nowhere else, so nothing else would tell that it has changed.
+Uses only the standard library. The manifest contains nothing that depends on when, where or with how many threads it
+was made, so that the same save gives the same bytes: no host, no path, no time, no measured figure. It ends with a
+hash of itself. Only the manifest contains the settings of the conversion (shard size, exceptions), so only this hash
+shows that they were changed.
 """
 
 import errno

@@ -1,6 +1,6 @@
-"""Owns who holds a lock: how an owner is named in its file, read from it, and found to run no more.
+"""Owns the owners of locks: how an owner is written to the lock file, read from it, and found to be dead.
 
-Standard library only. Of a process on another host, or in another PID namespace, nothing can be said.
+Uses only the standard library. Nothing is known of a process on another host or in another PID namespace.
 """
 
 import os

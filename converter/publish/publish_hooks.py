@@ -1,7 +1,7 @@
-"""Owns what an operator's `before_publish` and `sign` may do to a staging directory: add files, then one signature.
+"""Owns the rules for `before_publish` and `sign` in a staging directory: they may add files, then one signature.
 
-Standard library only. A command runs in the directory, in a process group of its own; what it leaves is looked through
-before anything is published: our files must be as they were, and what was added must be plain files under names of its own.
+Uses only the standard library. A command runs in the directory, in its own process group. Its files are checked before
+anything is published. Our files must be unchanged, and added files must be plain files with names of their own.
 """
 
 import contextlib

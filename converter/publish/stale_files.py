@@ -1,6 +1,6 @@
-"""Owns the removal of what dead attempts left: staging directories, set-aside ones (put back if need be), locks.
+"""Owns the removal of leftovers of dead attempts: staging directories, set-aside directories and locks.
 
-Standard library only.
+A set-aside directory is put back if necessary. Uses only the standard library.
 """
 
 import contextlib

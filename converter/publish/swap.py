@@ -1,8 +1,8 @@
-"""Owns the way from a staging directory to the published one: durable first, then visible in one step.
+"""Owns the swap of a staging directory to the published name. It is made durable first, then visible in one step.
 
-Standard library only. Where the file system can exchange two names (`renameat2`, Linux 3.15), an older published
-directory is replaced without a moment in which neither is there; where it cannot (NFS), two renames do it, and
-`clear` recovers what a crash between them left.
+Uses only the standard library. If the file system can exchange two names (`renameat2`, Linux 3.15), an older published
+directory is replaced without a moment in which neither exists. Otherwise (NFS), two renames do it, and `clear` repairs
+the state after a crash between them.
 """
 
 import contextlib

@@ -1,1 +1,1 @@
-"""What the run recorded: run config, base assets, tokenizer, and which recorded paths may be followed."""
+"""The records of a run: run config, base assets, tokenizer, and which recorded paths may be followed."""

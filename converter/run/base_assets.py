@@ -1,7 +1,8 @@
-"""Owns base assets and tokenizer: where they lie, what of them is read, what of them is published.
+"""Owns base assets and tokenizer: where they are, which of their files are read, and which are published.
 
-Standard library only. Recorded paths come from whoever wrote the run config: of a folder they name, only the known
-names are read, regular files up to a limit, parsed before they are used or copied, and never quoted.
+Uses only the standard library. The author of the run config chose the recorded paths. In a folder that they name, only
+known names are read, as regular files up to a limit. The files are parsed before they are used or copied, and never
+quoted.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Owns what a person or the daemon may ask of a conversion. Standard library only."""
+"""Owns the options of a conversion, from the command line or from the daemon. Uses only the standard library."""
 
 import time
 from collections.abc import Callable

@@ -1,6 +1,7 @@
-"""Owns what may be read on the word of a run config: files that whoever wrote it could read himself.
+"""Owns the decision which files named in a run config may be read: only those that the checkpoint's owner could read.
 
-Standard library only. We may read more than the writer of a checkpoint; nothing of that is to come to light in an export.
+Uses only the standard library. We may be able to read more than the author of a checkpoint. An export must not reveal
+any of that.
 """
 
 import os

@@ -1,9 +1,9 @@
-"""Owns the run config: where it lies, whether it is one, and what we take from it.
+"""Owns the run config: where it is, whether a file is one, and which values are used.
 
-Standard library only. Two generations are read into one RunConfig: torchtitan 0.2's `JobConfig.to_dict()` and
-0.3's `Trainer.Config.to_dict()`, with the names of its main branch until 2026-09; and the TOML of 0.2, where a person names
-one. A user's launcher writes the file after the first step appears, not atomically,
-so a missing or half-written one is worth waiting for (errors.Retry.CONFIG).
+Uses only the standard library. Two generations are read into one RunConfig: torchtitan 0.2's `JobConfig.to_dict()`, and
+0.3's `Trainer.Config.to_dict()` with the names of its main branch until 2026-09. The TOML of 0.2 is read if a person
+names one. A launcher writes the file after the first step appears, and not atomically. So a missing or half-written run
+config is worth waiting for (errors.Retry.CONFIG).
 """
 
 import hashlib

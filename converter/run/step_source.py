@@ -1,6 +1,6 @@
-"""Owns whether a step may be converted, how, and to where: the options, and what the step says of itself.
+"""Owns the decision whether and how a step may be converted, and to where, from the options and the step's own records.
 
-Standard library only.
+Uses only the standard library.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""Owns how a tokenizer's ids and an embedding's rows must fit together, and which of them the forward check uses.
+"""Owns the comparison of a tokenizer's ids with an embedding's rows, and the choice of ids for the forward check.
 
-Standard library only.
+Uses only the standard library.
 """
 
 from collections.abc import Sequence

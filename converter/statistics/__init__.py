@@ -1,1 +1,1 @@
-"""RMS of weights and of their updates, from values taken while the bytes pass."""
+"""RMS of weights and of their updates, from values that are sampled while an export is written."""

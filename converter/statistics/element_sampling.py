@@ -1,7 +1,8 @@
-"""Owns which elements of a tensor statistics look at, and takes their values from the blocks of an export as they pass.
+"""Owns the sample of a tensor's elements for statistics. It takes their values from the blocks of an export.
 
-numpy and the standard library only. A tensor is cut into as many equal parts as it has positions, and of each part one
-element is taken. Which one depends on name and shape alone: the same elements are looked at in every step of a run.
+Uses only numpy and the standard library. A tensor is cut into as many equal parts as the sample has elements, and one
+element of each part is taken. The choice depends only on name and shape, so every step of a run is sampled in the same
+places.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
-"""Owns the samples that are kept of a run's steps, so that the next one can be compared: a safetensors file for each.
+"""Owns the files with samples of a run's steps, one safetensors file for each step, for comparison with the next step.
 
-The standard library and numpy only. Of one run the two that were written last are kept; names that are not ours stay.
+Uses only numpy and the standard library. The two most recently written files of a run are kept. Files with other names
+stay.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Owns the statistics of a step: RMS of its weights and of their change since another step, by part of the model.
 
-numpy and the standard library only. All of them are estimates from the samples of `element_sampling`; docs/page.md says how
-good they are. A part is a layer, or the embedding, the head, the final norm, by the names that HF gives tensors.
+Uses only numpy and the standard library. All values are estimates from the samples of `element_sampling`. docs/page.md
+explains their precision. A part is a layer, the embedding, the head, or the final norm, by HF's names of tensors.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Owns how a converter's hint, which names flags, is said to an operator of the daemon, who writes keys, and the commands in it."""
+"""Owns the translation of a converter's hint for operators of the daemon: flags become keys of the configuration."""
 
 import re
 import shlex

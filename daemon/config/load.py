@@ -1,7 +1,7 @@
-"""Owns how a configuration is read: TOML file, environment and command line into one frozen Settings.
+"""Owns the reading of the configuration: TOML file, environment and command line become one frozen Settings.
 
-Precedence: command line, environment, the table of a root, the file, the default. A key that is not known is an error
-that names it.
+Precedence: command line, environment, the table of a root, the file, the default. An unknown key is an error that
+names the key.
 """
 
 import contextlib

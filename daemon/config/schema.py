@@ -1,6 +1,6 @@
-"""Owns what is known of each key: its type, how it is written, where it may stand. A table's keys are `table.key`.
+"""Owns the description of each key: its type, its notation, and where it may stand. A table's keys are `table.key`.
 
-The table of docs/configuration.md is rendered from them (`table`).
+The table of docs/configuration.md is made from it (`table`).
 """
 
 import json

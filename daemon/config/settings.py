@@ -1,4 +1,4 @@
-"""Owns the keys of the configuration: each stands once, here, with its type, default and meaning (see `load`, `schema`)."""
+"""Owns the keys of the configuration. Each is defined here once, with type, default and meaning (see `load`)."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,4 +1,4 @@
-"""Owns the keys of the table `[slurm]`: how conversions are submitted to a cluster (see `daemon.runners.slurm`)."""
+"""Owns the keys of the table `[slurm]`, for conversions as jobs of a cluster (see `daemon.runners.slurm`)."""
 
 import re
 from collections.abc import Iterable

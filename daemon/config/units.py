@@ -1,4 +1,4 @@
-"""Owns how durations, sizes, times and addresses are written: `"10s"`, `"50GB"` in, seconds and bytes out, and back."""
+"""Owns the notation of durations, sizes, times and addresses: it converts `"10s"` and `"50GB"` to numbers, and back."""
 
 import re
 import time

@@ -1,1 +1,1 @@
-"""This machine: child processes, mounts, systemd, logs."""
+"""The machine of the daemon: child processes, mounts, systemd, logs."""

@@ -1,4 +1,4 @@
-"""Owns a running child process: its own group, lines in and out, and a sure end."""
+"""Owns a running child process: its process group, the lines to and from it, and its reliable end."""
 
 import asyncio
 import contextlib

@@ -1,7 +1,7 @@
-"""Owns the log: the only place that configures structlog. JSON lines, or readable ones on a terminal.
+"""Owns the log. It alone configures structlog. The log has JSON lines, or readable lines on a terminal.
 
-Every line has `event`, `level` and `timestamp` (UTC); those about a step have `root`, `run`, `step` and `path`.
-Under the journal each begins with its priority (`<6>`, sd-daemon(3)), so that `journalctl -p err` works.
+Every line has `event`, `level` and `timestamp` (UTC). Lines about a step have `root`, `run`, `step` and `path`. Under
+the journal each line begins with its priority (`<6>`, sd-daemon(3)), so that `journalctl -p err` works.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Owns what the mount table says of a path: which file system, whether its events are real, whether it is remote.
+"""Owns the lookup of a path in the mount table: its file system, whether it reports all changes, whether it is remote.
 
-Names alone are compared with `/proc/self/mountinfo`; the path itself is never touched, since it may hang.
+Only names are compared with `/proc/self/mountinfo`. The path itself is never touched, because it may hang.
 """
 
 import re

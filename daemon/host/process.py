@@ -1,6 +1,6 @@
-"""Owns what every process of ours is given (interpreter, clean environment, priority, limits) and how one is named.
+"""Owns the start of our processes (interpreter, clean environment, priority, limits) and their names.
 
-No asyncio: scanners are small.
+It does not use asyncio, because scanners are small.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Owns what systemd is told: readiness, status text, watchdog (sd_notify(3); the datagram needs no library)."""
+"""Owns the messages to systemd: readiness, status text, watchdog (sd_notify(3); the datagram needs no library)."""
 
 import contextlib
 import os

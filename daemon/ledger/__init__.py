@@ -1,1 +1,1 @@
-"""What is remembered: SQLite, attempts, outbox, Slurm jobs, what the page asks."""
+"""The history of steps: SQLite, attempts, outbox, Slurm jobs, and the queries of the status page."""

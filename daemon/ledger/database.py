@@ -1,6 +1,6 @@
-"""Owns the ledger's file: its schema, and how it is opened to write, to read or to rehearse. The only importer of sqlite3.
+"""Owns the ledger's file: its schema, and how it is opened to write, to read or to rehearse. It alone imports sqlite3.
 
-One file on a local disk, in WAL mode: several daemons and `status` may have it open at once.
+The ledger is one file on a local disk, in WAL mode. Several daemons and `status` may have it open at the same time.
 """
 
 import contextlib

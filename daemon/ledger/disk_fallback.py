@@ -1,7 +1,7 @@
-"""Owns the ledger's survival: where its disk is full or fails, it goes on in memory, and goes back once it can.
+"""Owns the ledger in memory, which is used while its disk is full or fails, and is written back later.
 
-The disk that holds checkpoints is the truth, so what is lost by dying meanwhile is history and pacing alone: published
-directories are recognised by their manifests.
+The disk with the checkpoints is the truth. If the daemon dies in the meantime, only history and pacing are lost,
+because published directories are recognised by their manifests.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""Owns what the ledger keeps of listings: of which steps the checkpoint, or the export, is not there any more.
+"""Owns the ledger's list of steps whose checkpoint or export does not exist any more.
 
-Beside a step's state, and never instead of it: what comes back is as it was.
+The list is separate from a step's state. A step that comes back has its earlier state.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Owns the ledger: what is remembered of steps, attempts, runs and running daemons. Steps are keyed by path and save.
+"""Owns the ledger: the history of steps, attempts, runs and running daemons. Steps are keyed by path and save.
 
-The disk is the truth (a published directory carries its manifest); the ledger is history and pacing.
+The disk is the truth, because a published directory has its manifest. The ledger is history and pacing.
 """
 
 import os

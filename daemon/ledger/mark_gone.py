@@ -1,4 +1,4 @@
-"""Owns that the ledger knows what is still there: takes inventories from scanners, and what none of them named is gone."""
+"""Owns the update of the ledger from scanners' inventories. A step that no inventory names is gone."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Owns what the ledger keeps for hooks: deliveries until they are made or given up, and the saves that held NaN or infinity."""
+"""Owns the ledger's hook calls until they are made or given up, and the saves that contained NaN or infinity."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Owns what the ledger says in sum: how many steps of each run stand where, which wait, when the last one succeeded."""
+"""Owns the ledger's summaries: the steps of each run in each state, which steps wait, and the last success."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
-"""Owns what the ledger keeps for pages: newest steps of runs, last errors, and the statistics of a run over its steps.
+"""Owns the ledger's queries for pages: newest steps of runs, last errors, and the statistics of a run over its steps.
 
-Every question is bounded, whatever the ledger holds.
+Every query is limited, whatever the size of the ledger.
 """
 
 from collections.abc import Sequence

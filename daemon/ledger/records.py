@@ -1,4 +1,4 @@
-"""Owns the words for what is remembered of a step: its states, a row of the ledger, the outcome of an attempt."""
+"""Owns the types of the ledger: the states of a step, a row of the ledger, the outcome of an attempt."""
 
 from collections.abc import Mapping
 from enum import StrEnum

@@ -1,6 +1,6 @@
-"""Owns what the ledger keeps of roots: whether each is watched, empty or away, since when, and why.
+"""Owns the ledger's states of roots: whether each is watched, empty or away, since when, and why.
 
-A daemon notes what it sees; `status` reads it, also while no daemon runs.
+The daemon writes them. `status` reads them, also while no daemon runs.
 """
 
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""Owns where the samples of each run lie below `state_dir` (`convert --statistics`), and that they go with their run."""
+"""Owns the folders of each run's samples below `state_dir` (`convert --statistics`). They are removed with the run."""
 
 import hashlib
 import shutil

@@ -1,4 +1,4 @@
-"""Owns what the ledger keeps of Slurm jobs: which were submitted for which save, under which name, and how they ended."""
+"""Owns the ledger's Slurm jobs: the save and the name of each submitted job, and how it ended."""
 
 from collections import Counter
 

@@ -1,1 +1,1 @@
-"""Steps that wait, conversions that run, results of attempts, disk space, log events, hook delivery."""
+"""Waiting steps, running conversions, results of attempts, disk space, log events, hook delivery."""

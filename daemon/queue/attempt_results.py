@@ -1,4 +1,4 @@
-"""Owns what follows an attempt that ended: its step's next state in the ledger and the tracker, and what is said of it."""
+"""Owns the result of an attempt: the next state of its step in the ledger and the tracker, and the log line."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Owns the conversions that run: starts what is due as far as workers and room allow, and records how each ends."""
+"""Owns the running conversions: it starts due steps as far as workers and room allow, and records how each ends."""
 
 import asyncio
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Owns for what there is room: an export that does not fit waits, holds no smaller one up, and burns no attempt."""
+"""Owns the check for free space. An export that does not fit waits, blocks no smaller one, and uses up no attempt."""
 
 from collections.abc import Collection
 from typing import Any

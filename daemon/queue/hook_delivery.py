@@ -1,7 +1,7 @@
-"""Owns the calls of `on_success` and `on_failure` that run: a few at a time, each within its time, again if it failed.
+"""Owns the running calls of `on_success` and `on_failure`: a few at a time, each with a timeout, repeated if it failed.
 
-They run beside conversions and hold none up. A call that this process does not live to see the end of is made again by
-the next one (`outbox`): at least once, always with the same key.
+They run in parallel with conversions and delay none. If this process dies before a call has ended, the next process
+makes the call again (`outbox`). So each call is made at least once, always with the same key.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""Owns what `on_success` and `on_failure` are told, and when: each call is put into the outbox before the step's new state.
+"""Owns the content of calls of `on_success` and `on_failure`. Each is put into the outbox before the step's new state.
 
-So nothing is lost when the daemon dies between the two: what is judged again is enqueued again, under the same key.
+So nothing is lost if the daemon dies in between. A step that is judged again is enqueued again, with the same key.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Owns the log lines about steps and runs: what is news, and what is said once only."""
+"""Owns the log lines about steps and runs. It logs news, and logs some lines only once."""
 
 import time
 from typing import Any

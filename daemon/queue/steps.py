@@ -1,6 +1,6 @@
-"""Owns the steps under watch: judges what scanners report and remembers it in the ledger.
+"""Owns the watched steps: it judges the reports of scanners and records the states in the ledger.
 
-In memory are only the steps that wait for something; what is settled lies in the ledger.
+Only steps that wait for something are in memory. Finished steps are in the ledger.
 """
 
 import os

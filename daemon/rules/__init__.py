@@ -1,1 +1,1 @@
-"""Pure decisions: what a step is, which job next, when again, where to publish."""
+"""Pure decisions: the state of a step, the next job, the time of a retry, the place of an export."""

@@ -1,4 +1,4 @@
-"""Owns the judgement of one step: from what the scanner saw and what the ledger remembers, the state it is in. Pure."""
+"""Owns the judgement of one step: its state, from the scanner's report and the ledger. Pure."""
 
 from pathlib import Path
 from typing import NamedTuple

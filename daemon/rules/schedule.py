@@ -1,4 +1,4 @@
-"""Owns the queue's rules: which job next, when again, when never again, and when there is no room. Pure."""
+"""Owns the rules of the queue: the next job, the time of a retry, when to give up, and when there is no room. Pure."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple

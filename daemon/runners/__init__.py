@@ -1,1 +1,1 @@
-"""Where a conversion runs: local process or Slurm; what a converter says of itself."""
+"""Where a conversion runs (local process or Slurm), and the output of a converter."""

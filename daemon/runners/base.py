@@ -1,6 +1,7 @@
-"""Owns what carries conversions out: what the queue asks of any runner, and the runner of this host.
+"""Owns the protocol of runners, which the queue uses to run conversions, and the runner of this host.
 
-Two satisfy the protocols: `Local`, processes here (`local_process`), and jobs of a cluster (`daemon.runners.slurm`).
+Two runners satisfy the protocol: `Local`, with processes on this host (`local_process`), and jobs of a cluster
+(`daemon.runners.slurm`).
 """
 
 from collections.abc import Callable

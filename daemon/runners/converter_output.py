@@ -1,4 +1,4 @@
-"""Owns what a converter says of itself, wherever it runs: which of its lines are events, and what its end amounts to. Pure."""
+"""Owns the reading of a converter's output: which lines are events, and the outcome of the attempt. Pure."""
 
 from typing import Annotated, Any
 

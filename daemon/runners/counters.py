@@ -1,4 +1,4 @@
-"""Owns what is counted since the daemon started: attempts, how they ended, what they took. Plain numbers (see `metrics`)."""
+"""Owns the counters since the daemon's start: attempts, their outcomes and durations. Plain numbers (see `metrics`)."""
 
 from bisect import bisect_left
 from collections import Counter

@@ -1,6 +1,6 @@
-"""Owns conversions: the only place that starts one. A command line, a process group, its limits and its events.
+"""Owns local conversions. It alone starts one: a command line, a process group, its limits and its events.
 
-Nothing is shared in memory: whoever runs the command line and hands on its event lines converts just as well.
+Nothing is shared in memory. Any runner that runs the command line and passes on its event lines is equivalent.
 """
 
 import asyncio

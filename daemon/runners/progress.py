@@ -1,4 +1,4 @@
-"""Owns how far a running conversion is, by the last its converter said. In memory alone."""
+"""Owns the progress of running conversions, from the last event of each converter. It is in memory only."""
 
 from collections.abc import Callable
 from typing import Any

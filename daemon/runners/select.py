@@ -1,4 +1,4 @@
-"""Owns which runner a root's settings ask for. What runs jobs of a cluster is imported at need."""
+"""Owns the choice of a root's runner by its settings. Modules for cluster jobs are imported when they are needed."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable

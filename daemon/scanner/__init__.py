@@ -1,1 +1,1 @@
-"""The process that touches one root, and its client: root, run, step, published directory; inotify; messages."""
+"""The process that touches one root, and its client: root, run, step, published directory, inotify, messages."""

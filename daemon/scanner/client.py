@@ -1,4 +1,4 @@
-"""Owns the daemon's side of one root: its scanner process, kept alive, and the news that the root is away or back."""
+"""Owns the daemon's side of one root: it keeps the scanner process alive, and reports when the root is away or back."""
 
 import asyncio
 import contextlib

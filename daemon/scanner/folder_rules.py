@@ -1,6 +1,6 @@
-"""Owns what a listing means: which names are steps, published directories, folders to go into. Pure.
+"""Owns the meaning of a listing: which names are steps, published directories, or folders to search. Pure.
 
-Nothing here touches a file system: the scanner lists, these functions say what it saw.
+Nothing here touches a file system. The scanner lists, and these functions interpret the listing.
 """
 
 import os

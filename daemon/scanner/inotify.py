@@ -1,7 +1,7 @@
-"""Owns inotify: which folders are watched, through watchdog's one descriptor and one thread.
+"""Owns inotify: it watches folders with one descriptor and one thread of watchdog.
 
-Not watchdog's Observer: that starts a thread for each folder, or watches every settled step below a root. An event
-means "look again" and never more; the periodic scan alone is enough.
+It does not use watchdog's Observer, which starts a thread for each folder, or watches every finished step below a root.
+An event only causes a rescan. The periodic scan alone is enough.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Owns what a scanner says of a run's names: which steps and which exports its last listing showed.
+"""Owns the inventory of a run: the steps and the exports in its last listing.
 
-A name that comes is believed at once, one that goes at a second look: a rename on another NFS client shows as a moment
-with neither name.
+A new name is believed at once. A missing name is believed at the second listing, because a rename on another NFS client
+shows as a moment with neither name.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Owns which runs are there, by what scanners report: the ledger also remembers those that were deleted."""
+"""Owns the set of existing runs, from the reports of scanners. The ledger also remembers deleted runs."""
 
 from daemon.scanner.messages import FromScanner, Run, RunGone, Scanned, Started, Step
 

@@ -1,9 +1,10 @@
-"""Owns how long each lock of ours has been seen unchanged: what tells that an owner elsewhere is dead.
+"""Owns how long each of our locks has been unchanged. So the death of an owner on another host is detected.
 
-An owner on another host, or in a container that is gone, cannot be looked up. A live one touches its lock every
-`lock.HEARTBEAT` seconds; so one that did not change for `lock.STALE` by this process's clock has no owner any more. A longer
-pause between two looks counts as LONGEST_LOOK alone: a server that answered nobody may have blocked the owner, too. Without
-all that, what a host left that never comes back would lie beside the checkpoints for ever.
+An owner on another host, or in a container that is gone, cannot be looked up. A live owner touches its lock every
+`lock.HEARTBEAT` seconds. So a lock that did not change for `lock.STALE` by this process's clock has no owner any more.
+A longer pause between two listings counts as LONGEST_LOOK only, because a server that answered nobody may have blocked
+the owner, too. Without all this, the leftovers of a host that never comes back would stay beside the checkpoints for
+ever.
 """
 
 import os

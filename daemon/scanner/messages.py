@@ -1,6 +1,6 @@
-"""Owns what a scanner and the daemon say to each other: one JSON object a line, each with its `kind`.
+"""Owns the messages between a scanner and the daemon: one JSON object per line, each with its `kind`.
 
-The scanner reports facts, never verdicts about the queue; the daemon decides (see `judge_step`).
+The scanner reports facts, never decisions about the queue. The daemon decides (see `judge_step`).
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Owns the watchers, one a root: started and ended as the configuration wants, and what is asked of all of them."""
+"""Owns the watchers, one for each root: it starts and ends them by the configuration, and passes requests to all."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping

@@ -1,8 +1,8 @@
-"""Owns the small, limited process that looks into one step (`python -P -m converter.checkpoint.probe`).
+"""Owns the small, limited process that reads one step (`python -P -m converter.checkpoint.probe`).
 
-Only it unpickles. It limits its own memory and processor time by the size of `.metadata`: an honest one of a large run
-is 80 MB and takes over 1 GB to read, and nine hostile bytes can ask for 3 GB. Here the time is limited in which it may
-wait: what takes long without computing says nothing about the step.
+Only that process unpickles. It limits its own memory and processor time by the size of `.metadata`. A valid one of a
+large run has 80 MB and takes over 1 GB to read, and nine hostile bytes can ask for 3 GB. This module limits the time
+for which the process may wait. A process that takes long without computing shows nothing about the step.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Owns the process that touches one root (`python -P -m daemon.scanner.process`): the only one that does.
+"""Owns the process that touches one root (`python -P -m daemon.scanner.process`). No other process does.
 
-What hangs here hangs nobody else: the daemon kills it when it says nothing for too long. Config and commands come as
-JSON lines on stdin, facts go out as JSON lines on stdout (see `messages`); it ends with its stdin.
+If it hangs, nothing else hangs. The daemon kills it when it is silent for too long. Configuration and commands come as
+JSON lines on stdin, and facts leave as JSON lines on stdout (see `messages`). It ends when its stdin is closed.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Owns what a scanner knows of published directories: whose they are, and whether they are up to date."""
+"""Owns a scanner's knowledge of published directories: whose they are, and whether they are up to date."""
 
 import os
 from pathlib import Path

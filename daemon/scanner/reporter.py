@@ -1,4 +1,4 @@
-"""Owns what a scanner says: facts at once, remarks for the log once, signs of life; and when it wants to look again."""
+"""Owns the output of a scanner: facts at once, remarks for the log once, signs of life, the time of the next scan."""
 
 from collections.abc import Callable
 

@@ -1,8 +1,8 @@
-"""Owns the looking at one root: which folders are listed, which steps are entered, what is reported of them.
+"""Owns the scan of one root: which folders are listed, which steps are entered, what is reported of them.
 
-The cost follows what changes: a folder with the same names as before is not looked at again, a settled step only at
-rescans (the newest of each run at every scan). "Gone" is said at a second look, since a rename on another NFS client
-shows as a moment with neither name.
+The cost depends on the changes. A folder with the same names as before is not scanned again, and a finished step only
+at rescans (the newest step of each run at every scan). A step is reported as gone at the second scan, because a rename
+on another NFS client shows as a moment with neither name.
 """
 
 import os

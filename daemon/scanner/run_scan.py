@@ -1,4 +1,4 @@
-"""Owns what a scanner knows of one run: its steps, its run config, what was reported of them."""
+"""Owns a scanner's knowledge of one run: its steps, its run config, what was reported of them."""
 
 import hashlib
 import json

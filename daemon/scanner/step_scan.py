@@ -1,8 +1,9 @@
-"""Owns what a scanner knows of one step: when it is listed, when it is looked into, when an answer is believed.
+"""Owns a scanner's knowledge of one step: when it is listed, when it is probed, when an answer is believed.
 
-A step is *open* while a later listing may say something else of it; one that is settled is listed again when two stats
-(of the directory and of the file that ends its save) say something else, and now and then (`RunTrack`). Sizes come from a fresh listing and completeness from finding `.metadata` in it, never from
-probing for a name: NFS caches for half a minute that a name is not there.
+A step is *open* while a later listing may differ. A finished step is listed again when two stats (of the directory and
+of the file that ends its save) differ, and now and then (`RunTrack`). Sizes come from a fresh listing. Completeness
+comes from finding `.metadata` in it, never from probing for a name, because NFS caches for half a minute that a name
+does not exist.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Owns how a command looks at folders that no scanner of a daemon watches now: bounded in time, in a thread of its own.
+"""Owns a command's access to folders that no scanner of a daemon watches: in a separate thread, for a limited time.
 
 A path that hangs is left to that thread, which ends with the process.
 """

@@ -1,1 +1,1 @@
-"""What others see: report, terminal, page, metrics, health, HTTP."""
+"""The views of the daemon's state: report, terminal, page, metrics, health, HTTP."""

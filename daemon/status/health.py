@@ -1,4 +1,4 @@
-"""Owns whether the daemon is alive and ready, for `/healthz` and `/readyz`; says why not."""
+"""Owns `/healthz` and `/readyz`: whether the daemon is alive and ready, and why not."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

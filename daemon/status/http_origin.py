@@ -1,7 +1,7 @@
-"""Owns from where a browser may ask for pages: no other site may show, embed or read them, or send a browser here.
+"""Owns the check of a browser's origin: no other site may show, embed or read pages, or send a browser here.
 
-A site can let its own name lead to 127.0.0.1 (DNS rebinding); then a browser that is on this host sends that name as
-`Host`, and would hand our answers to that site. Whoever listens for other hosts has names that nobody here knows.
+A site can let its own name lead to 127.0.0.1 (DNS rebinding). Then a browser on this host sends that name as `Host` and
+would give our answers to that site. A daemon that listens for other hosts cannot know the names that they use.
 """
 
 import ipaddress

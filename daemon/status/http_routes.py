@@ -1,4 +1,4 @@
-"""Owns what is served on `metrics_address`: which page is where, and that a reload moves it.
+"""Owns the routes on `metrics_address`: which page is at which path. A reload moves them to another address.
 
 Another page is another entry of `pages`.
 """

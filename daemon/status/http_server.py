@@ -1,8 +1,9 @@
-"""Owns the listener: GET over HTTP/1.1, one request a connection, for whoever is on `metrics_address`.
+"""Owns the HTTP listener on `metrics_address`: GET over HTTP/1.1, one request per connection.
 
-Scrapers and a person's browser; no proxy, no keep-alive, no library. Whoever is slow, large or many costs nothing: a
-head has 8 KiB and five seconds, an answer ten, and of more than 32 connections the oldest is dropped. While it listens
-on loopback alone, a browser that some other site's name led here is refused (`http_origin`).
+Its clients are scrapers and a person's browser. There is no proxy, no keep-alive and no library. Slow, large or many
+requests cost nothing: a head has 8 KiB and five seconds, an answer ten seconds, and of more than 32 connections the
+oldest is dropped. While it listens on loopback only, it refuses a browser that another site's name led here
+(`http_origin`).
 """
 
 import asyncio

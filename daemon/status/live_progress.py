@@ -1,6 +1,7 @@
-"""Owns how far running conversions are, as their daemon itself says on `metrics_address`: the ledger does not know.
+"""Owns the progress of running conversions, read from the daemon on `metrics_address`. The ledger does not have it.
 
-A display is not worth waiting for: what cannot be had at once is left out. Who listens there need not be the daemon.
+A display must not wait. Values that are not available at once are left out. The process that listens there may be
+another program.
 """
 
 import socket

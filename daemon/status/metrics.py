@@ -1,8 +1,8 @@
-"""Owns `/metrics`: what is so at the moment, gathered from ledger, roots and queue when somebody asks.
+"""Owns `/metrics`: it collects the current values from ledger, roots and queue for each request.
 
-State stays where it is; nothing here touches a path. Runs come from the ledger, so that they are right before the first
-scan; a run that was deleted is left out once its root was scanned. The most recently active runs have labels of their
-own, the others are together `run="other"` with an empty root: a scrape stays small whatever lies below the roots.
+State stays where it is, and nothing here touches a path. Runs come from the ledger, so that they are right before the
+first scan. A deleted run is left out after its root was scanned. The most recently active runs have labels of their
+own. The others share `run="other"` with an empty root, so that a scrape stays small for any number of runs.
 """
 
 import importlib.metadata

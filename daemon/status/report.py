@@ -1,4 +1,4 @@
-"""Owns what `dcp2hfd status` knows: the ledger as JSON for scripts, as plain columns where it is piped (`terminal` draws)."""
+"""Owns the data of `dcp2hfd status`: the ledger as JSON for scripts, or as plain columns (`terminal` draws)."""
 
 import json
 import time

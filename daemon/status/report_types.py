@@ -1,4 +1,4 @@
-"""Owns the shape of what `dcp2hfd status --json` prints; docs/schemas/status.json is made from it."""
+"""Owns the types of `dcp2hfd status --json`. docs/schemas/status.json is made from them."""
 
 from typing import Annotated, TypedDict
 

@@ -1,4 +1,4 @@
-"""Owns what pages are made of: where each part of the daemon's state lies. Nothing is copied; who looks, looks now."""
+"""Owns the references of pages to the daemon's state. Nothing is copied, so a page shows the current values."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

@@ -1,6 +1,7 @@
-"""Owns what the status page is made of: its files as they are packaged, and the JSON that they ask for.
+"""Owns the status page: its packaged files, and the JSON that they request.
 
-Made in the daemon's loop, so every answer is bounded: newest steps first, and how many are left out is said.
+The JSON is made in the daemon's loop, so every answer is limited. Newest steps come first, and the number of omitted
+steps is included.
 """
 
 import time

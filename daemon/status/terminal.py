@@ -1,4 +1,4 @@
-"""Owns what `dcp2hfd status` looks like on a terminal, once or refreshed in place. The only importer of rich here."""
+"""Owns the terminal output of `dcp2hfd status`, once or refreshed in place. It alone imports rich here."""
 
 import time
 from bisect import bisect_right

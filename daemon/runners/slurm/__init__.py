@@ -1,1 +1,1 @@
-"""Conversions as jobs of a Slurm cluster. Imported only where a root's `runner` says so, or a job of such a time is left."""
+"""Conversions as jobs of a Slurm cluster. Imported only if a root's `runner` asks for it, or if such a job is left."""

@@ -1,6 +1,7 @@
-"""Owns one attempt as a Slurm job: noted, submitted, followed to its end, or left to the daemon that comes next.
+"""Owns one attempt as a Slurm job: it is recorded, submitted, and followed to its end or left to the next daemon.
 
-In this order, so that a daemon may die anywhere: the ledger has the job's name, then Slurm is asked, then the ledger has its id.
+The order allows the daemon to die at any point: the ledger has the job's name, then Slurm gets the job, then the ledger
+has the job's id.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""Owns how a program is asked something: in a group of its own, within a time of our own, and a sure end.
+"""Owns the calls of other programs: each has its own process group, our own timeout, and a reliable end.
 
-Slurm's commands wait for 9 s to a minute where the controller does not answer, and on for ever where a file system hangs.
+Slurm's commands wait for 9 s to a minute if the controller does not answer, and for ever if a file system hangs.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Owns Slurm's commands: `sbatch`, `squeue`, `sacct`, `scancel`, what they are asked and how their answers are read.
+"""Owns Slurm's commands `sbatch`, `squeue`, `sacct` and `scancel`: their arguments, and how their answers are read.
 
-Jobs are named, and asked for by name: an id may never have been noted. Answers are lines of the fields asked for, which all
-versions print; their JSON needs a plugin that not every cluster has.
+Jobs have names and are looked up by name, because an id may never have been recorded. Answers are lines of the
+requested fields, which all versions print. JSON answers need a plugin that not every cluster has.
 """
 
 import os

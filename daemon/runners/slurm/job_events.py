@@ -1,4 +1,4 @@
-"""Owns what a job has said of itself so far: its event lines as they come, its own end, and since when it is silent."""
+"""Owns the output of a job so far: its event lines as they come, its result, and since when it is silent."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Owns what the end of a job is as the outcome of an attempt: in words for an operator, and when to try again. Pure."""
+"""Owns the outcome of an attempt from the end of its job: the message for an operator, and when to try again. Pure."""
 
 import msgspec
 

@@ -1,8 +1,8 @@
-"""Owns the job script: fixed text around one quoted command line, and the names of what a job leaves in the shared folder.
+"""Owns the job script: fixed text around one quoted command line, and the names of a job's files in the shared folder.
 
-The result, written last and renamed, alone says that a job has ended by itself. A conversion that was asked to end (SIGTERM:
-cancelled, preempted, out of time) leaves none, so that a requeued job runs again: a conversion can be repeated, it takes
-the step's lock and finds what is published.
+The result file is written last and renamed. It alone shows that a job ended by itself. A conversion that was asked to
+end (SIGTERM: cancelled, preempted, out of time) leaves none, so that a requeued job runs again. A conversion can be
+repeated, because it takes the step's lock and finds what is already published.
 """
 
 import re

@@ -1,7 +1,8 @@
-"""Owns the judgement of one job over time: from what Slurm and the shared folder show of it, whether it ended and how. Pure.
+"""Owns the judgement of one job over time: whether and how it ended, from Slurm's answers and the shared folder. Pure.
 
-Neither alone is believed at once. `sbatch` may fail and have submitted; the controller forgets jobs some minutes after
-their end; what is written on a node is seen here later. The result file says that it is done, whatever Slurm says.
+It believes neither of them at once. `sbatch` may fail and still have submitted the job. The controller forgets jobs
+some minutes after their end. Files that are written on a node appear here later. The result file shows that the job is
+done, whatever Slurm says.
 """
 
 from enum import Enum, auto

@@ -1,6 +1,6 @@
-"""Owns what Slurm's words for a job mean to us: how it ended, or why it waits in vain. Pure.
+"""Owns the meaning of Slurm's job states: how a job ended, or why it waits in vain. Pure.
 
-As a real Slurm 22.05.8 says them: states of its own kinds, and new ones, are taken for jobs that go on.
+The states are those of a real Slurm 22.05.8. A job in an unknown state is taken to go on.
 """
 
 import re

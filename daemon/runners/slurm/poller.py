@@ -1,7 +1,7 @@
-"""Owns the looks at jobs: all of them in one `squeue` and one look into the shared folder, at a bounded rate.
+"""Owns the polling of jobs: one `squeue` and one listing of the shared folder for all of them, at a limited rate.
 
-It looks only while somebody watches a job. Where the controller does not answer, or the folder cannot be read, it says so
-once and goes on asking; who watches is told that this is not known, and judges nothing by it.
+It polls only while a job is watched. If the controller does not answer, or the folder cannot be read, it reports this
+once and continues to poll. The watchers of jobs learn that the state is unknown, and decide nothing from it.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Owns what a job asks of a node: processors, memory and time, by the step's size and what was not enough before. Pure."""
+"""Owns the resources of a job: processors, memory and time, by the step's size and earlier shortages. Pure."""
 
 import math
 from typing import NamedTuple

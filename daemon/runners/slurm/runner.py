@@ -1,4 +1,4 @@
-"""Owns the jobs of this daemon: how many may be queued, which an earlier life left, and which of those nobody wants."""
+"""Owns the jobs of this daemon: how many may be queued, which an earlier daemon left, which are no longer needed."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,8 +1,9 @@
-"""Owns the look into the shared folder: a short process of its own, so that a file system that hangs hangs nobody else.
+"""Owns the listing of the shared folder, in a short separate process. A file system that hangs blocks nothing else.
 
-`python -m daemon.runners.slurm.shared_folder`: a request as JSON on stdin, the answer as JSON on stdout. The folder is listed each time:
-a name that is probed for before it is there stays missing for half a minute on NFS. Files were written by jobs as our own
-user, and are read as anybody's: regular ones only, within limits, by names that are ours. Standard library only.
+`python -m daemon.runners.slurm.shared_folder` reads a request as JSON on stdin and prints the answer as JSON on stdout.
+The folder is listed each time, because on NFS a name that is looked up before it exists stays missing for half a
+minute. Jobs of our own user wrote the files, but they are read like anybody's: only regular files, within limits, with
+our names. Uses only the standard library.
 """
 
 import contextlib
