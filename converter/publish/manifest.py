@@ -39,7 +39,7 @@ _EXPORT_NAMES = frozenset({"config.json", "generation_config.json", "model.safet
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of the directory: bytes and their hash."""
+    """One file of the directory: its size and its hash."""
 
     size: int
     sha256: str
@@ -47,7 +47,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Check:
-    """One check with its verdict ("passed") or, where it did not run ("not run"), the reason."""
+    """One check with its verdict ("passed") or, if it did not run ("not run"), the reason."""
 
     name: str
     verdict: str
@@ -57,7 +57,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was converted, with what, and what was verified."""
+    """The save that was converted, the versions used, and the checks that ran."""
 
     step: int
     save_id: str

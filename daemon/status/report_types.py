@@ -10,80 +10,81 @@ _Time = Annotated[str, Meta(description="ISO 8601, UTC.")]
 class JobReport(TypedDict):
     """A Slurm job."""
 
-    id: Annotated[str | None, Meta(description="Slurm's; null while it is not known.")]
+    id: Annotated[str | None, Meta(description="Slurm's id; null while it is not known.")]
     name: str
-    state: Annotated[str | None, Meta(description="As Slurm showed it last.")]
-    reason: Annotated[str | None, Meta(description="Slurm's, for that.")]
-    ended: Annotated[str | None, Meta(description="How it ended; null while it waits or runs, daemon or not.")]
-    output: Annotated[str, Meta(description="The file with all that it printed.")]
+    state: Annotated[str | None, Meta(description="The state that Slurm last reported.")]
+    reason: Annotated[str | None, Meta(description="Slurm's reason for the state.")]
+    ended: Annotated[
+        str | None, Meta(description="How the job ended; null while it waits or runs, with or without a daemon.")
+    ]
+    output: Annotated[str, Meta(description="The file with everything that the job printed.")]
 
 
 class ProgressReport(TypedDict):
-    """How far a running conversion is, by its daemon."""
+    """Progress of a running conversion, from its daemon."""
 
     phase: str
-    done: Annotated[int, Meta(description="Bytes; layers of the phase `forward`.")]
-    total: Annotated[int, Meta(description="0 where there is nothing to count.")]
+    done: Annotated[int, Meta(description="Bytes; in the phase `forward`, layers.")]
+    total: Annotated[int, Meta(description="0 if there is nothing to count.")]
 
 
 class StepReport(TypedDict):
     """The newest save of a step."""
 
     step: int
-    path: Annotated[str | None, Meta(description="null where the checkpoint is gone.")]
+    path: Annotated[str | None, Meta(description="null if the checkpoint is gone.")]
     state: Annotated[str, Meta(description="One of the states in docs/events.md.")]
-    reason: Annotated[str, Meta(description="Why it is not done; empty if there is nothing to say.")]
+    reason: Annotated[str, Meta(description="Why the step is not done; may be empty.")]
     save_id: Annotated[str | None, Meta(description="null until the step is complete.")]
-    attempts: Annotated[int, Meta(description="All of them.")]
-    failed_attempts: Annotated[int, Meta(description="Those that count against max_attempts.")]
-    duration_seconds: Annotated[float | None, Meta(description="Of the last attempt.")]
+    attempts: Annotated[int, Meta(description="Number of all attempts.")]
+    failed_attempts: Annotated[int, Meta(description="Number of attempts that count against max_attempts.")]
+    duration_seconds: Annotated[float | None, Meta(description="Duration of the last attempt.")]
     bytes_read: int | None
     bytes_written: int | None
-    model_bytes: Annotated[int | None, Meta(description="Of the model's tensors in the checkpoint.")]
+    model_bytes: Annotated[int | None, Meta(description="Size of the model's tensors in the checkpoint.")]
     output: Annotated[
-        str | None, Meta(description="Where it is published, or is going to be; null where that is gone.")
+        str | None, Meta(description="The published directory, or the directory to be published; null if it is gone.")
     ]
-    error: Annotated[str | None, Meta(description="A class of docs/errors.md.")]
+    error: Annotated[str | None, Meta(description="An error class of docs/errors.md.")]
     hint: str | None
     retry_at: Annotated[
         _Time | None,
-        Meta(
-            description="When a failed step is tried again, or a quarantined one is looked at again; null where no daemon watches it."
-        ),
+        Meta(description="Time of the next attempt at a failed or quarantined step; null if no daemon watches it."),
     ]
     last_attempt_at: _Time | None
-    job: Annotated[JobReport | None, Meta(description="The last one of this save, where it had one.")]
+    job: Annotated[JobReport | None, Meta(description="The last job of this save, if it had one.")]
     progress: Annotated[
-        ProgressReport | None, Meta(description="While it runs, where the daemon answers on metrics_address.")
+        ProgressReport | None,
+        Meta(description="Only while a conversion runs and its daemon answers on metrics_address."),
     ]
 
 
 class RetentionReport(TypedDict):
-    """What exports beside the steps of a run do to its `keep_latest_k` (docs/retention.md)."""
+    """Effect of exports beside the steps of a run on its `keep_latest_k` (docs/retention.md)."""
 
     keep_latest_k: int
-    complete: Annotated[int, Meta(description="Complete checkpoints left during a save.")]
-    exports: Annotated[int, Meta(description="Exports left.")]
+    complete: Annotated[int, Meta(description="Number of complete checkpoints that remain during a save.")]
+    exports: Annotated[int, Meta(description="Number of exports that remain.")]
     deletes_from_save: Annotated[int, Meta(description="The first save at which an export is deleted.")]
     message: str
     hint: str
 
 
 class RunReport(TypedDict):
-    """A run, its steps in order."""
+    """A run, with its steps in order."""
 
     root: str
-    run: Annotated[str, Meta(description="Its name, as in the log.")]
-    path: Annotated[str | None, Meta(description="Its checkpoint folder; null where nothing is left of it.")]
+    run: Annotated[str, Meta(description="Name of the run, as in the log.")]
+    path: Annotated[str | None, Meta(description="Checkpoint folder of the run; null if nothing is left of it.")]
     retention: Annotated[
         RetentionReport | None,
-        Meta(description="Where TorchTitan up to 0.3.0 deletes exports and checkpoints; else null."),
+        Meta(description="Set if TorchTitan up to 0.3.0 deletes exports and checkpoints of this run; else null."),
     ]
     steps: list[StepReport]
 
 
 class RootReport(TypedDict):
-    """A root as its daemon saw it last."""
+    """A root, in the state that its daemon last saw."""
 
     root: str
     state: Annotated[
@@ -91,22 +92,22 @@ class RootReport(TypedDict):
         Meta(description="starting, watched, empty, away, left (the configuration no longer names it), or unwatched."),
     ]
     since: _Time
-    message: Annotated[str, Meta(description="Why it is away; else empty.")]
+    message: Annotated[str, Meta(description="Why the root is away; else empty.")]
 
 
 class DaemonReport(TypedDict):
-    """A process that has the ledger in use now."""
+    """A process that uses the ledger now."""
 
     pid: int
     since: _Time
     what: Annotated[str, Meta(description="watch or once.")]
     config_error: Annotated[
-        str | None, Meta(description="Why it refused the last configuration; it goes on with the one before.")
+        str | None, Meta(description="Why it refused the last configuration; it keeps the earlier one.")
     ]
 
 
 class Report(TypedDict):
-    """Where every known step stands."""
+    """The state of every known step."""
 
     state_dir: str
     config_error: Annotated[str | None, Meta(description="Why the configuration cannot be used now; null if it can.")]

@@ -41,7 +41,7 @@ def document(without: Mapping[Fault, str]) -> str:
         _HEAD,
         "## Checks\n\n",
         "The names are those of the manifest.\n\n",
-        "| check | what it promises | faults |\n|---|---|---|\n",
+        "| check | promise | faults |\n|---|---|---|\n",
     ]
     for name, check in CHECKS.items():
         lines.append(f"| `{name}` | {check.promise} | {sum(fault.check == name for fault in ALL)} |\n")

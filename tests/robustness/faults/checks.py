@@ -25,7 +25,7 @@ def nothing(*_args: object, **_named: object) -> None:
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what it promises, and what takes the place of each function that makes it."""
+    """One check: its promise, and a replacement for each function that makes it."""
 
     promise: str
     replaced: tuple[tuple[Any, str, Pass], ...]
@@ -63,11 +63,11 @@ def _any_tokenizer(self: session.ProofSession, directory: str, where: str) -> di
 
 CHECKS = {
     "complete": Check(
-        "every shard is there, as long as storage metadata says, and none is newer than it",
+        "Every DCP shard exists and is as long as the storage metadata says. None is newer than `.metadata`",
         ((step_source, "completeness", lambda *_: ("complete", "")),),
     ),
     "storage_metadata": Check(
-        "every chunk is one item, no two items share bytes, none went through a transform",
+        "Every chunk is one item. No two items share bytes. No item went through a transform",
         _functions(
             metadata_checks,
             "check_files",
@@ -80,71 +80,72 @@ CHECKS = {
         ),
     ),
     "items": Check(
-        "an item is a plain zip that says twice what it says, and holds the chunk that storage metadata speaks of",
+        "An item is a plain zip. Values that it stores twice are equal. It contains the chunk that the storage metadata "
+        "describes",
         _functions(item, "check_uncompressed", "check_plain", "check_archive", "check_description"),
     ),
     "checksums": Check(
-        "CRC32 of every payload and every description",
+        "The CRC32 of every payload and every description is right",
         (*_functions(item, "check_description_checksum"), *_functions(tensor_reader, "check_payload_checksum")),
     ),
     "chunks": Check(
-        "the chunks of a tensor cover it exactly once", _functions(tensor_reader, "check_volume", "check_disjoint")
+        "The chunks of a tensor cover it exactly once", _functions(tensor_reader, "check_volume", "check_disjoint")
     ),
     "headers": Check(
-        "of a step in HF form: entries are as long as dtype and shape say, and tile their file",
+        "For a step in HF form: the length of each entry fits its dtype and shape, and the entries fill their file",
         _functions(hf_step, "check_entry", "check_tiled", "check_once"),
     ),
     "names": Check(
-        "every model tensor is somebody's, and nobody's twice",
+        "Every model tensor has a place in TorchTitan's adapter, and none has two names",
         (
             *_functions(renamed_tensors, "check_supported", "check_beside", "check_one_name"),
             *_functions(adapter_plan, "check_known"),
         ),
     ),
     "architecture": Check(
-        "run record, tensor shapes and base assets describe one model",
+        "Run record, tensor shapes and base assets describe the same model",
         (
             *_functions(recorded, "check_record", "check_alike", "check_rope", "check_window"),
             (session, "check_architecture", lambda *_: []),
         ),
     ),
     "plan": Check(
-        "TorchTitan's own adapter exports every element once, and just what transformers saves",
+        "TorchTitan's own adapter exports every element once, and exactly the tensors that transformers saves",
         (
             *_functions(adapter_plan, "check_covered", "check_saved", "check_held"),
             (provisional_plan, "same", lambda *_: True),
         ),
     ),
     "config": Check(
-        "config.json as written says the run's model, to transformers 4 and 5", _functions(model, "check_written")
+        "The written config.json describes the run's model to transformers 4 and 5", _functions(model, "check_written")
     ),
     "vocabulary": Check(
-        "embedding rows, recorded figures and tokenizer fit together",
+        "Embedding rows, recorded figures and tokenizer fit together",
         (*_functions(tokenizer_fit, "check_vocabulary"), *_functions(recorded, "check_rows")),
     ),
     "tokenizer": Check(
-        "the tokenizer loads",
+        "The tokenizer loads",
         ((session.ProofSession, "tokenizer", _any_tokenizer), *_functions(tokenizer_fit, "check_there")),
     ),
     "token_ids": Check(
-        "transformers gives texts the ids that TorchTitan gave them",
+        "transformers gives texts the same ids as TorchTitan",
         _functions(token_ids, "check_ids", "check_special"),
     ),
-    "finite": Check("no NaN, no infinity", _functions(exporter, "check_finite")),
-    "cast_range": Check("finite values stay finite in the export's dtype", _functions(exporter, "check_range")),
-    "tied_weights": Check("embedding and head are equal where the model ties them", _functions(exporter, "check_tied")),
+    "finite": Check("The weights contain no NaN and no infinity", _functions(exporter, "check_finite")),
+    "cast_range": Check("Finite values stay finite in the export's dtype", _functions(exporter, "check_range")),
+    "tied_weights": Check("Embedding and head are equal if the model ties them", _functions(exporter, "check_tied")),
     "balancing_bias": Check(
-        "the MoE balancing bias, for which HF has no place, is zero", _functions(convert, "check_bias")
+        "The MoE's balancing bias, for which HF has no place, is zero", _functions(convert, "check_bias")
     ),
     "forward": Check(
-        "TorchTitan's logits are HF's, from the files as they stand on disk",
+        "TorchTitan's logits equal HF's, computed from the files on disk",
         _functions(compare_logits, "check_forward"),
     ),
     "read_back": Check(
-        "every byte of every file was written once, and reads back as it was written",
+        "Every byte of every file was written once, and the same bytes are read back",
         _functions(read_back, "check_same"),
     ),
-    "source_unchanged": Check("the checkpoint is still the save that was read", _functions(convert, "check_unchanged")),
+    "source_unchanged": Check("The checkpoint is still the save that was read", _functions(convert, "check_unchanged")),
 }
 """By the names that the manifest gives them."""
 
