@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 _HEAD = """# Exports and `keep_latest_k`
 
-This page shows how TorchTitan's retention (`keep_latest_k`) treats exports beside the steps. `tests/integration/retention` makes it
-(`WRITE_DOCS=1 pytest tests/integration/retention`); do not edit it.
+This page shows how TorchTitan's retention (`keep_latest_k`) treats exports beside the steps.
+`tests/integration/retention` makes it (`WRITE_DOCS=1 pytest tests/integration/retention`); do not edit it.
 
 TorchTitan up to 0.3.0 takes every name with `step-<digits>` in it for a checkpoint. A `step-N-hf` beside the steps
 counts against `keep_latest_k` and is deleted in its turn, each step before its export. The figures come from

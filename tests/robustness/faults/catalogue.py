@@ -21,8 +21,8 @@ ALL = [fault for found in GROUPS.values() for fault in found]
 
 _HEAD = """# Faults and the checks that catch them
 
-This page lists the faults that the tests make, and the check that catches each of them. `tests/robustness/faults` makes the page
-(`WRITE_DOCS=1 pytest tests/robustness/faults`); do not edit it.
+This page lists the faults that the tests make, and the check that catches each of them. `tests/robustness/faults` makes
+the page (`WRITE_DOCS=1 pytest tests/robustness/faults`); do not edit it.
 
 The tests put every fault below into a real tiny checkpoint, or into our own work by a wrapper. They convert each step
 twice. The first time, the check named for the fault runs alone, and every other check is replaced by a pass. The

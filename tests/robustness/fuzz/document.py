@@ -13,8 +13,8 @@ from tests.robustness.fuzz.trial import Became
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "fuzzing.md"
 _HEAD = """# Mutated checkpoints
 
-This page reports the results of converting mutated checkpoints. `make fuzz` makes it (`tests/robustness/fuzz`, hypothesis); do
-not edit it.
+This page reports the results of converting mutated checkpoints. `make fuzz` makes it (`tests/robustness/fuzz`,
+hypothesis); do not edit it.
 
 The tests change real tiny checkpoints of TorchTitan and DCP: dense and MoE, with the names of 0.2, 0.3 and between, of
 four ranks and one, in float32 and bfloat16, and steps in HF form. Each changed checkpoint is read as the scanner reads
