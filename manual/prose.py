@@ -23,7 +23,7 @@ class Page:
 
 
 _NO_COLOR = "If it is set and not empty, the output has no colours."
-DATE = "2026-11-24"
+DATE = "2026-11-28"
 """When these words last changed."""
 DOCUMENTS = "share/doc/dcp2hf/docs below the prefix it is installed in"
 KEYS = (

@@ -41,8 +41,8 @@ _HEAD = """# Failing calls and kills
 This page lists the failing calls and kills that the tests inject, and the results. `make faults` makes it; do not edit
 it.
 
-`tests/robustness/calls` replaces the file calls of libc itself, so that no call bypasses it. It acts on every call on a path below
-the root or below `state_dir`. It makes one call after the other fail once, with each errno that such a call
+`tests/robustness/calls` replaces the file calls of libc itself, so that no call bypasses it. It acts on every call on a
+path below the root or below `state_dir`. It makes one call after the other fail once, with each errno that such a call
 can give. It makes all calls fail from one call on. It kills the process with SIGKILL before a call, or after the call
 took effect. A *point* is one call and its fault. Every point below was tried, and every promise held.
 """
