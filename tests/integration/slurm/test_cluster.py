@@ -98,6 +98,8 @@ def test_a_daemon_killed_at_any_point_of_a_submission_leaves_a_job_that_the_next
 
 
 def test_a_stop_leaves_jobs_to_the_next_daemon_and_cancels_them_where_it_is_told_to(site: Site) -> None:
+    long = {"before_publish": ["/bin/sleep", "120"]}  # the job still runs when the next daemon comes
+    site.configure(long)
     site.add("a", 10)
     first = site.start()
     first.wait_for("job_state", state="RUNNING", seconds=PATIENCE)
@@ -108,7 +110,7 @@ def test_a_stop_leaves_jobs_to_the_next_daemon_and_cancels_them_where_it_is_told
     assert site.steps()["a/10"]["state"] == "pending"
     assert (site.steps()["a/10"]["job"]["ended"], site.steps()["a/10"]["job"]["state"]) == (None, "RUNNING")
 
-    site.configure(cancel_on_stop=True)
+    site.configure(long, cancel_on_stop=True)
     second = site.start()
     second.wait_for("job_adopted", seconds=PATIENCE)
     second.wait_for("job_state", seconds=PATIENCE)

@@ -45,7 +45,7 @@ def test_start_returns_once_the_root_is_being_scanned_and_the_status_says_so(uni
     active = time.time() - time.monotonic() + int(unit.show("ActiveEnterTimestampMonotonic")) / 1e6
 
     assert watched <= active
-    assert unit.show("StatusText") == "1 roots, 0 converting, 0 waiting, 0 quarantined"
+    assert unit.show("StatusText") == "1 root, 0 converting, 0 waiting, 0 quarantined"
 
 
 def test_the_status_text_follows_what_is_done_and_a_loop_at_work_outlives_a_short_watchdog(
@@ -54,8 +54,8 @@ def test_the_status_text_follows_what_is_done_and_a_loop_at_work_outlives_a_shor
     unit.limit("WatchdogSec", "3s")
     save(CASE)
     unit.start()
-    wait_until(lambda: unit.show("StatusText") == "1 roots, 1 converting, 0 waiting, 0 quarantined", 30)
-    wait_until(lambda: unit.show("StatusText") == "1 roots, 0 converting, 0 waiting, 0 quarantined", 90)
+    wait_until(lambda: unit.show("StatusText") == "1 root, 1 converting, 0 waiting, 0 quarantined", 30)
+    wait_until(lambda: unit.show("StatusText") == "1 root, 0 converting, 0 waiting, 0 quarantined", 90)
 
     assert unit.events("conversion_succeeded")
     assert unit.show("NRestarts") == "0"
@@ -103,7 +103,7 @@ def test_it_is_ready_on_the_loopback_device_and_listens_nowhere_else(unit: Unit,
     ask = "import sys, urllib.request as u; print(u.urlopen('http://127.0.0.1:9469' + sys.argv[1]).read().decode())"
     unit.start()
     unit.wait_for("root_watched")
-    wait_until(lambda: "1 roots" in unit.show("StatusText"), 30)
+    wait_until(lambda: "1 root" in unit.show("StatusText"), 30)
 
     assert machine.run("/opt/dcp2hf/bin/python", "-c", ask, "/readyz").strip() == "ok"
     assert 'dcp2hf_root_up{root="/checkpoints"} 1.0' in machine.run("/opt/dcp2hf/bin/python", "-c", ask, "/metrics")
