@@ -17,10 +17,12 @@ from converter.export.exporter import Exporter
 from converter.export.hf_shards import lay_out
 from converter.export.read_back import read_all
 from converter.export.writer import Writer
+from converter.families.registry import family_of
+from converter.families.renamed_tensors import source_names
 from converter.move import _provisional
 from converter.run import base_assets
 from converter.run.options import Options
-from converter.run.step_source import look, model_bytes, source_names
+from converter.run.step_source import look, model_bytes
 
 
 class TimedWriter(Writer):
@@ -44,7 +46,9 @@ def main() -> None:
     source = look(asked.step, options)
     base = base_assets.read(asked.step, source.run, options.search).base
     tensors, dtype = source.metadata.tensors, source.dtype
-    plan = _provisional(source, source_names(source), base)
+    family = family_of(source.metadata, source.run, asked.step)
+    names = source_names(family, source.metadata, asked.step)
+    plan = _provisional(family, source, names, tied=bool(base.get("tie_word_embeddings")))
     assert plan is not None
     dtypes = {export.name: target_dtype(tensors[export.source].dtype, dtype) for export in plan.exports}
     files, _ = lay_out(plan.exports, dtypes, options.max_shard_size)

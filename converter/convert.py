@@ -13,11 +13,13 @@ from typing import Any
 from converter.common import errors, interrupts, names_on_disk
 from converter.common.io_pacing import drop_from_cache
 from converter.common.phase_timer import Clock
-from converter.export import provisional_plan
 from converter.export.exporter import ExportOutcome, are_equal
 from converter.export.manifest_checks import make_manifest
 from converter.export.read_back import read_all, read_back
 from converter.export.writer import in_one
+from converter.families.family import FamilySpec
+from converter.families.registry import family_of
+from converter.families.renamed_tensors import source_names
 from converter.move import ExportProgress, move
 from converter.proof.client import Prover
 from converter.proof.requests import Asking
@@ -37,7 +39,6 @@ from converter.run.step_source import (
     model_bytes,
     output_folder,
     reason_to_skip,
-    source_names,
 )
 from converter.statistics import weight_statistics
 
@@ -109,7 +110,8 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
         may_replace(published)
         with phase("look"):
             found = base_assets.read(step, source.run, options.search, options.architecture)
-            sources = source_names(source)
+            family = family_of(metadata, source.run, step)
+            sources = source_names(family, metadata, step)
         wanted = export_bytes(metadata, source.dtype)
         _check_space(folder, wanted)
         report("conversion_started", about | {"bytes_total": model_bytes(metadata)})
@@ -118,12 +120,12 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
             staging.mkdir()
             gathering = None
             if options.statistics is not None:
-                gathering = weight_statistics.Gathering(options.statistics, number, source, sources, found)
-            untie = options.untie and _lost_its_tie(step, source, sources, options)
+                gathering = weight_statistics.Gathering(options.statistics, number, family, source, sources, found)
+            untie = options.untie and _lost_its_tie(step, family, source, sources, options)
             with Asking(prover, step, staging, source, found, options, phase, untie=untie) as asking:
                 sampler = gathering.sampler if gathering else None
                 tied = bool(found.base.get("tie_word_embeddings")) and not untie
-                moved = move(source, sources, staging, options, phase, progress, asking, sampler, tied=tied)
+                moved = move(family, source, sources, staging, options, phase, progress, asking, sampler, tied=tied)
                 settled, outcome = asking.settled(), moved.outcome
                 comparing = asking.compare()
                 with phase("read_back"):  # beside TorchTitan's pass: HF's finds in the page cache what was read here
@@ -153,7 +155,7 @@ def _convert(step: Path, options: Options, report: Report, start_prover: Callabl
                 report("run_config_conflict", about | where)
             with phase("publish"):
                 made = make_manifest(
-                    number, source, settled, moved.plan, outcome, compared, entries, prover.tools, options
+                    number, family, source, settled, moved.plan, outcome, compared, entries, prover.tools, options
                 )
                 facts = about | {"dtype": source.dtype, "base_assets": str(found.base_path)}
                 hooked = Hooked(staging, options.hooks, facts, alive=lambda name: progress(name, 0, 0))
@@ -205,9 +207,11 @@ def _is_gone(step: Path) -> bool:
     return False
 
 
-def _lost_its_tie(step: Path, source: StepSource, sources: dict[str, str], options: Options) -> bool:
+def _lost_its_tie(
+    step: Path, family: FamilySpec, source: StepSource, sources: dict[str, str], options: Options
+) -> bool:
     """Whether embedding and head are both stored, and differ."""
-    stored = [sources[name] for name in (provisional_plan.EMBEDDING, provisional_plan.HEAD) if name in sources]
+    stored = [sources[name] for name in (family.embedding, family.head) if name in sources]
     if source.metadata.form != "dcp" or len(stored) < 2:
         return False
     embedding, head = (source.metadata.tensors[fqn] for fqn in stored)

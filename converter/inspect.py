@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint import probe
+from converter.checkpoint import probe, tensor_names
 from converter.checkpoint.tensors import StorageMetadata
 from converter.common import errors, names_on_disk
+from converter.families.registry import family_of
+from converter.families.renamed_tensors import source_names
 from converter.publish import manifest
 from converter.run import base_assets
 from converter.run.options import Options
-from converter.run.step_source import check_replaceable, look, output_folder, source_names
-
-_EMBEDDING, _HEADS = "tok_embeddings.weight", ("output.weight", "lm_head.weight")
+from converter.run.step_source import check_replaceable, look, output_folder
 
 
 def preview(step: Path, options: Options) -> tuple[bool, str]:
@@ -21,7 +21,7 @@ def preview(step: Path, options: Options) -> tuple[bool, str]:
     """
     try:
         source = look(step, options, wait=False)
-        source_names(source)
+        source_names(family_of(source.metadata, source.run, step), source.metadata, step)
         base_assets.read(step, source.run, options.search, options.architecture)
         number = names_on_disk.step_number(step.name)
         assert number is not None
@@ -79,9 +79,11 @@ def describe(step: Path) -> dict[str, Any]:
 def _of_the_head(metadata: StorageMetadata) -> str:
     """Why an export may have fewer parameters than are stored: of a tied model TorchTitan stores the head as well."""
     tensors = metadata.tensors.values()
-    embedding = [t for t in tensors if t.fqn.endswith(_EMBEDDING)]
+    embedding = [t for t in tensors if t.fqn.endswith(tensor_names.EMBEDDING)]
     head = (
-        [t for t in tensors if t.fqn.endswith(_HEADS) and t.shape == embedding[0].shape] if len(embedding) == 1 else []
+        [t for t in tensors if t.fqn.endswith(tensor_names.HEADS) and t.shape == embedding[0].shape]
+        if len(embedding) == 1
+        else []
     )
     if len(head) != 1:
         return ""

@@ -19,6 +19,7 @@ from converter.export.exporter import Exporter, ExportOutcome
 from converter.export.hf_shards import HFShard, lay_out
 from converter.export.plan import Export, Plan
 from converter.export.writer import Writer, Writes
+from converter.families.family import FamilySpec
 from converter.proof.requests import Asking
 from converter.run.options import Options
 from converter.run.step_source import StepSource, export_bytes, model_bytes
@@ -60,7 +61,7 @@ class ExportProgress:
 
 
 def move(
-    source: StepSource, sources: Mapping[str, str], staging: Path, options: Options, phase: Clock,
+    family: FamilySpec, source: StepSource, sources: Mapping[str, str], staging: Path, options: Options, phase: Clock,
     tell: Tell, asking: Asking, sampler: Sampler | None = None, *, tied: bool,
 ) -> Moved:  # fmt: skip
     """Writes the HF shards into `staging`. `sources`: installed name -> FQN in the checkpoint; `sampler` sees what passes; `tied` is
@@ -71,7 +72,7 @@ def move(
     """
     early = failed = moved = None
     if export_bytes(source.metadata, source.dtype) <= options.max_shard_size:
-        early = _provisional(source, sources, tied=tied)
+        early = _provisional(family, source, sources, tied=tied)
     with phase("export"):
         try:
             if early is not None:
@@ -91,12 +92,12 @@ def move(
         return _export(plan, source, staging, options, tell, asking, sampler)
 
 
-def _provisional(source: StepSource, sources: Mapping[str, str], *, tied: bool) -> Plan | None:
+def _provisional(family: FamilySpec, source: StepSource, sources: Mapping[str, str], *, tied: bool) -> Plan | None:
     tensors = source.metadata.tensors
     if source.metadata.form == "hf":
         return Plan(tuple(Export(name, name, 0, items.shape) for name, items in tensors.items()))
     shapes = {name: tensors[fqn].shape for name, fqn in sources.items()}
-    return provisional_plan.provisional_plan(sources, shapes, tied=tied)
+    return provisional_plan.provisional_plan(family, sources, shapes, tied=tied)
 
 
 def _export(

@@ -25,13 +25,15 @@ from converter.export.exporter import Exporter
 from converter.export.hf_shards import lay_out
 from converter.export.manifest_checks import make_manifest
 from converter.export.plan import Plan
+from converter.families.registry import family_of
+from converter.families.renamed_tensors import source_names
 from converter.proof.client import Prover
 from converter.publish import manifest
 from converter.publish.manifest import FileEntry, Manifest
 from converter.run import base_assets
 from converter.run.options import Options
 from converter.run.path_permission import LIMIT
-from converter.run.step_source import look, source_names
+from converter.run.step_source import look
 
 
 def locate(path: Path) -> tuple[Path, Path, int]:
@@ -101,7 +103,8 @@ def _against_checkpoint(
             names_on_disk.MANIFEST, f"it is of save {made.save_id}; the checkpoint is save {source.metadata.save_id}"
         )
         return
-    source_names(source)
+    family = family_of(source.metadata, source.run, step)
+    source_names(family, source.metadata, step)
     found = base_assets.read(step, source.run, options.search, options.architecture)
     with Prover() as prover:
         settled = prover.ask(
@@ -144,7 +147,7 @@ def _against_checkpoint(
         verdict.not_verified.append(f"it was made with other versions ({other}): what they change would differ")
     compared = {"tolerance": settled["tolerance"]} if verdicts.get("forward") == "passed" else {}
     outcome.tie_checked = True
-    expected = make_manifest(made.step, source, settled, plan, outcome, compared, entries, made.tools, options)
+    expected = make_manifest(made.step, family, source, settled, plan, outcome, compared, entries, made.tools, options)
     expected = replace(expected, added=made.added)
     if sample[1] == 1 and manifest.to_bytes(expected) != (published / names_on_disk.MANIFEST).read_bytes():
         _explain(expected, made, verdict)

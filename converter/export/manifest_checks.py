@@ -5,9 +5,10 @@ numpy and the standard library only.
 
 from typing import Any
 
-from converter.checkpoint import renamed_tensors
+from converter.checkpoint import tensor_names
 from converter.export.exporter import ExportOutcome
 from converter.export.plan import Plan
+from converter.families.family import FamilySpec
 from converter.publish import manifest
 from converter.run import tokenizer_fit
 from converter.run.options import Options
@@ -18,7 +19,7 @@ OF_DCP = ("storage_metadata", "items", "chunks")
 
 
 def make_manifest(
-    step: int, source: StepSource, settled: dict[str, Any], plan: Plan, outcome: ExportOutcome, compared: dict[str, Any], entries: dict[str, manifest.FileEntry],
+    step: int, family: FamilySpec, source: StepSource, settled: dict[str, Any], plan: Plan, outcome: ExportOutcome, compared: dict[str, Any], entries: dict[str, manifest.FileEntry],
     tools: dict[str, str], options: Options,
 ) -> manifest.Manifest:  # fmt: skip
     def passed(name: str, tolerance: str | None = None) -> manifest.Check:
@@ -29,7 +30,7 @@ def make_manifest(
 
     checks = [passed("complete")]
     checks += [passed(name) for name in (OF_DCP if source.metadata.form == "dcp" else ("headers",))]
-    taken = renamed_tensors.taken_off(source.metadata.tensors) if source.metadata.form == "dcp" else []
+    taken = tensor_names.taken_off(source.metadata.tensors) if source.metadata.form == "dcp" else []
     checks.append(
         manifest.Check("names", "passed", reason=f"taken off: {', '.join(taken)}") if taken else passed("names")
     )
@@ -56,7 +57,7 @@ def make_manifest(
     if plan.zero:
         drift = manifest.Check("balancing_bias", "accepted", reason="not zero: allowed by allow_routing_drift")
         checks.append(drift if outcome.largest_bias else passed("balancing_bias"))
-    elif source.metadata.form == "hf" and settled["config"].get("model_type") == "qwen3_moe":
+    elif source.metadata.form == "hf" and settled["config"].get("model_type") in family.hf_types_without_place:
         checks.append(not_run("balancing_bias", "a step in HF form does not hold it"))
     if compared:
         checks.append(passed("forward", f"logits within {compared['tolerance']:g}"))

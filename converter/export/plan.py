@@ -35,7 +35,7 @@ class Plan:
     tied: tuple[str, str] | None = None
     """FQNs of embedding and head where the model ties them and both are stored: they must be equal."""
     zero: tuple[str, ...] = ()
-    """FQNs that HF has no place for; they must be zero (the balancing bias)."""
+    """FQNs that HF's model has no place for; they must be zero (balancing biases)."""
 
     def to_json(self) -> dict[str, Any]:
         """As it crosses the process boundary."""

@@ -16,10 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from converter.export.plan import Export, Plan
-
-_SOURCES = ("protocols/state_dict_adapter.py", "models/utils.py", "models/qwen3/state_dict_adapter.py")
-"""In the order in which each needs the names of those before it."""
-_BIAS, HEAD, EMBEDDING = ".moe.expert_bias_E", "lm_head.weight", "tok_embeddings.weight"
+from converter.families.family import FamilySpec, Shapes
 
 
 class _Meta(type):
@@ -58,25 +55,23 @@ def _split(tensor: _Slice, size: int, dim: int = 0) -> list[_Slice]:
     return tensor.split(size)
 
 
-def provisional_plan(sources: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], *, tied: bool) -> Plan | None:
+def provisional_plan(family: FamilySpec, sources: Mapping[str, str], shapes: Shapes, *, tied: bool) -> Plan | None:
     """The plan that the adapter will give, or None where it cannot be told without torch.
 
     `sources`: installed name -> FQN in the checkpoint; `shapes`: installed name -> shape. `tied` is the base assets'
     word, which the run's may contradict. Exports come in the checkpoint's order, not in HF's.
     """
     try:
-        experts = next((shape[0] for name, shape in shapes.items() if name.endswith(".w1_EFD")), 0)
-        layer = SimpleNamespace(moe=SimpleNamespace(num_experts=experts) if experts else None)
-        config = SimpleNamespace(layers=[layer], enable_weight_tying=tied)
-        adapter = _adapter()(config, None)
+        adapter = _adapter(family)(family.adapter_config(shapes, tied), None)
         made = adapter.to_hf({name: _Slice(name, 0, tuple(shape)) for name, shape in shapes.items()})
         exports = tuple(Export(name, sources[part.source], part.start, part.shape) for name, part in made.items())
     except Exception:  # whatever another torchtitan's adapter does with a stand-in: the real plan is waited for
         return None
     used = {export.source for export in exports}
     left = [name for name in shapes if sources[name] not in used]
-    heads = (sources[EMBEDDING], sources[HEAD]) if tied and HEAD in left and EMBEDDING in sources else None
-    return Plan(exports, heads, tuple(sources[name] for name in left if name.endswith(_BIAS)))
+    embedding, head = family.embedding, family.head
+    heads = (sources[embedding], sources[head]) if tied and head in left and embedding in sources else None
+    return Plan(exports, heads, tuple(sources[name] for name in left if family.must_be_zero(name)))
 
 
 def same(provisional: Plan, real: Plan) -> bool:
@@ -85,7 +80,7 @@ def same(provisional: Plan, real: Plan) -> bool:
     return one == other and provisional.tied == real.tied and set(provisional.zero) == set(real.zero)
 
 
-def _adapter() -> Any:
+def _adapter(family: FamilySpec) -> Any:
     found = importlib.util.find_spec("torchtitan")
     assert found is not None
     assert found.submodule_search_locations
@@ -98,9 +93,10 @@ def _adapter() -> Any:
             return builtins.__import__(name, globals_, locals_, fromlist, level)
         return known.get(name, _Anything) if level == 0 else _Anything
 
-    for source in _SOURCES:
+    scope: dict[str, Any] = {}
+    for source in family.adapter_sources:
         text = (root / source).read_text()
-        scope: dict[str, Any] = {"__name__": source, "__builtins__": vars(builtins) | {"__import__": stand_in}}
+        scope = {"__name__": source, "__builtins__": vars(builtins) | {"__import__": stand_in}}
         exec(compile(text, str(root / source), "exec"), scope)  # noqa: S102 - the installed package's own source
         known["torchtitan." + source.removesuffix(".py").replace("/", ".")] = SimpleNamespace(**scope)
-    return known["torchtitan.models.qwen3.state_dict_adapter"].Qwen3StateDictAdapter
+    return scope[family.adapter_class]

@@ -16,11 +16,16 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from converter.common import errors
 from converter.export.plan import Export, Plan
-from converter.families.qwen3 import model as qwen3
+from converter.families.family import FamilySpec, Shapes
 
 
 def make_plan(
-    step: Path, sources: Mapping[str, Sequence[str]], shapes: qwen3.Shapes, adapter: Any, model: PreTrainedModel
+    step: Path,
+    family: FamilySpec,
+    sources: Mapping[str, Sequence[str]],
+    shapes: Shapes,
+    adapter: Any,
+    model: PreTrainedModel,
 ) -> Plan:
     """The plan of one export.
 
@@ -48,10 +53,10 @@ def make_plan(
     for name, shape in shapes.items():
         if name in used:
             check_covered(step, name, shape, used[name])
-        elif name.endswith(qwen3.BIAS):
+        elif family.must_be_zero(name):
             zero.append(sources[name][0])
-        elif name == qwen3.HEAD and adapter.model_config.enable_weight_tying:
-            tied = (sources[qwen3.EMBEDDING][0], sources[name][0])
+        elif name == family.head and adapter.model_config.enable_weight_tying:
+            tied = (sources[family.embedding][0], sources[name][0])
         else:
             check_known(step, sources[name][0])
     saved = saved_tensors(model)

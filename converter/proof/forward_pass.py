@@ -23,12 +23,14 @@ from converter.common import errors
 from converter.common.files import exists, parse_json
 from converter.common.io_pacing import Traffic
 from converter.common.names_on_disk import INDEX
-from converter.families.qwen3 import model as qwen3
+from converter.families.family import Experts, FamilyModel
 from converter.proof.compare_logits import TIE_MARGIN, Pass, routing_margin
 from converter.proof.streamed_layers import (
     DCPSource,
+    Expert,
     HFExperts,
     HFSource,
+    Note,
     Scratch,
     StackedSource,
     TitanExperts,
@@ -38,13 +40,13 @@ from converter.proof.streamed_layers import (
 )
 
 Progress = Callable[[int, int], None]
-_EMBEDDING = "model.embed_tokens"
 STRIDE = 8
 """Between two tokens' positions: at position 120, theta 1e6 and head_dim 128, three fifths of rope's pairs have turned by
 more than 0.03 rad, and at theta 1e4 (the commonest wrong value) nine tenths."""
 
 
 def titan_forward(
+    family: FamilyModel,
     config: Any,
     tensors: Mapping[str, list[TensorItems]],
     shards: Shards,
@@ -53,7 +55,7 @@ def titan_forward(
     progress: Progress,
 ) -> Pass:
     """TorchTitan's model over the checkpoint's tensors (installed name -> items), cast to `dtype` as the export is."""
-    model = qwen3.titan_model(config, STRIDE * len(token_ids))
+    model = family.titan_model(config, STRIDE * len(token_ids))
     found = Pass(len(token_ids))
     margins: list[Tensor] = []
     changed: list[Tensor] = []
@@ -61,20 +63,21 @@ def titan_forward(
         sources: dict[str, WeightSource] = {}
         scratch = Scratch()
         for name, items in tensors.items():
-            cast = "float32" if name.endswith(qwen3.BIAS) else dtype
+            cast = "float32" if family.SPEC.must_be_zero(name) else dtype
             parts = [DCPSource(shards, part, cast, scratch) for part in items]
             sources[name] = parts[0] if len(parts) == 1 else StackedSource(parts)
-        _fill_titan(model, sources, config, found)
-        for hf_name, name in qwen3.modules(len(model.layers)).items():
+        _fill_titan(family, model, sources, config, found)
+        modules = family.modules(len(model.layers))
+        for hf_name, name in modules.items():
             _watch(model, name, hf_name, found)
         for done, (index, layer) in enumerate(model.layers.items(), 1):
             layer.register_forward_hook(_tell(progress, done, len(model.layers)))
-            if layer.moe_enabled:
-                bias = sources.get(f"layers.{index}{qwen3.BIAS}")
-                layer.moe.router.register_forward_hook(_watch_routing(bias, margins, changed))
+            if routing := family.routing(index, layer):
+                hook = _watch_routing(sources.get(routing.bias), margins, changed)
+                routing.router.register_forward_hook(hook)
         found.logits = model(torch.tensor([token_ids]), positions=positions(len(token_ids)))[0]
-        for hf_name, name in qwen3.modules(len(model.layers)).items():
-            if f"{name}.weight" in sources and _is_partly_used(hf_name, tied=config.enable_weight_tying):
+        for hf_name, name in modules.items():
+            if f"{name}.weight" in sources and _is_partly_used(family, hf_name, tied=config.enable_weight_tying):
                 _show(sources[f"{name}.weight"], hf_name, found)
         sure = torch.ones(len(token_ids), dtype=torch.bool)
         for margin in margins:
@@ -90,12 +93,14 @@ def positions(count: int) -> Tensor:
     return torch.arange(0, STRIDE * count, STRIDE)[None]
 
 
-def hf_forward(config: Any, staging: Path, token_ids: list[int], progress: Progress, traffic: Traffic) -> Pass:
+def hf_forward(
+    family: FamilyModel, config: Any, staging: Path, token_ids: list[int], progress: Progress, traffic: Traffic
+) -> Pass:
     """HF's model over the files just written, found as transformers finds them.
 
     Raises ForwardMismatch where they lack a tensor of the model, or hold another.
     """
-    model = qwen3.hf_model(config)
+    model = family.hf_model(config)
     found = Pass(len(token_ids))
     with torch.inference_mode(), _opened(staging, traffic) as sources:
         used: set[str] = set()
@@ -108,9 +113,10 @@ def hf_forward(config: Any, staging: Path, token_ids: list[int], progress: Progr
             used.add(name)
             return sources[name]
 
-        _fill_hf(model, weight, config, found)
+        _fill_hf(family, model, weight, config, found)
         layers = model.model.layers
-        for name in qwen3.modules(len(layers)):
+        modules = family.modules(len(layers))
+        for name in modules:
             _watch(model, name, name, found)
         for done, layer in enumerate(layers, 1):
             layer.register_forward_hook(_tell(progress, done, len(layers)))
@@ -118,8 +124,8 @@ def hf_forward(config: Any, staging: Path, token_ids: list[int], progress: Progr
         # With a mask of its own, so that it takes the gaps between positions for no border between two texts.
         got = model(input_ids=ids, position_ids=where, attention_mask=torch.ones_like(ids), use_cache=False)
         found.logits = got.logits[0]
-        for name in qwen3.modules(len(layers)):
-            if f"{name}.weight" in sources and _is_partly_used(name, tied=config.tie_word_embeddings):
+        for name in modules:
+            if f"{name}.weight" in sources and _is_partly_used(family, name, tied=config.tie_word_embeddings):
                 _show(weight(f"{name}.weight"), name, found)
         if strange := sorted(sources.keys() - used):
             raise errors.ForwardMismatch(
@@ -143,10 +149,10 @@ def _watch(model: nn.Module, name: str, hf_name: str, found: Pass) -> None:
     module.register_forward_hook(lambda _m, _a, out: found.keep(hf_name, out[0] if isinstance(out, tuple) else out))
 
 
-def _is_partly_used(hf_name: str, *, tied: bool) -> bool:
+def _is_partly_used(family: FamilyModel, hf_name: str, *, tied: bool) -> bool:
     """Whether logits may not depend on every row: an embedding that is not the head, and a router, whose rows of experts
     that are not chosen cancel out."""
-    return hf_name.endswith(".mlp.gate") or (hf_name == _EMBEDDING and not tied)
+    return family.is_router(hf_name) or (f"{hf_name}.weight" == family.SPEC.hf_embedding and not tied)
 
 
 def _show(source: WeightSource, name: str, found: Pass) -> None:
@@ -174,53 +180,65 @@ def _watch_routing(bias: WeightSource | None, margins: list[Tensor], changed: li
     return hook
 
 
-def _fill_titan(model: nn.Module, sources: Mapping[str, WeightSource], config: Any, found: Pass) -> None:
+def _fill_titan(
+    family: FamilyModel, model: nn.Module, sources: Mapping[str, WeightSource], config: Any, found: Pass
+) -> None:
     """Gives TorchTitan's meta model its weights; whatever stays on meta would fail the forward pass."""
+    spec = family.SPEC
 
-    def experts(prefix: str, module: Any) -> TitanExperts:
-        names = {"gate": f"{prefix}.w1_EFD", "down": f"{prefix}.w2_EDF", "up": f"{prefix}.w3_EFD"}
-        layer = prefix.split(".")[1]
-
-        def note(expert: int, out: Tensor) -> None:
-            found.whole[f"model.layers.{layer}.mlp.experts.{expert}"] = out
-
-        project = lambda part, expert, x: linear(x, sources[names[part]], expert)  # noqa: E731
-        return TitanExperts(project, module.num_experts, fixed_vector(config.dim), note)
+    def experts(name: str, module: Any) -> TitanExperts | None:
+        if (held := family.titan_experts(name)) is None:
+            return None
+        project = _projections(held, module.num_experts, sources.__getitem__)
+        return TitanExperts(project, module.num_experts, fixed_vector(config.dim), _note(held, found))
 
     def weight(name: str) -> WeightSource:
-        tied = config.enable_weight_tying and name == qwen3.HEAD and name not in sources
-        return sources[qwen3.EMBEDDING if tied else name]
+        tied = config.enable_weight_tying and name == spec.head and name not in sources
+        return sources[spec.embedding if tied else name]
 
-    fill(model, weight, lambda name, module: experts(name, module) if name.endswith(".inner_experts") else None)
-    for name, module in model.named_modules():
-        if name.endswith(".rope"):
-            module._init_self_buffers(buffer_device=torch.device("cpu"))
-            module.cache = module._precompute_cache()
-        elif name.endswith(".moe"):
-            module._init_self_buffers(buffer_device=torch.device("cpu"))
+    fill(model, weight, experts)
+    family.titan_buffers(model)
 
 
-def _fill_hf(model: nn.Module, source: Callable[[str], WeightSource], config: Any, found: Pass) -> None:
-    """Gives HF's meta model its weights and a rotary embedding made anew on the CPU."""
+def _fill_hf(
+    family: FamilyModel, model: nn.Module, source: Callable[[str], WeightSource], config: Any, found: Pass
+) -> None:
+    """Gives HF's meta model its weights and buffers."""
+    spec = family.SPEC
 
-    def experts(prefix: str, module: Any) -> HFExperts:
-        weights = {
-            (part, expert): source(f"{prefix}.{expert}.{part}_proj.weight")
-            for part in ("gate", "up", "down")
-            for expert in range(module.num_experts)
-        }
-
-        def note(expert: int, out: Tensor) -> None:
-            found.whole[f"{prefix}.{expert}"] = out
-
-        project = lambda part, expert, x: linear(x, weights[part, expert])  # noqa: E731
-        return HFExperts(project, module.num_experts, module.act_fn, fixed_vector(config.hidden_size), note)
+    def experts(name: str, module: Any) -> HFExperts | None:
+        if (held := family.hf_experts(name)) is None:
+            return None
+        project = _projections(held, module.num_experts, source)
+        fixed = fixed_vector(config.hidden_size)
+        return HFExperts(project, module.num_experts, module.act_fn, fixed, _note(held, found))
 
     def weight(name: str) -> WeightSource:
-        return source(f"{_EMBEDDING}.weight" if config.tie_word_embeddings and name == "lm_head.weight" else name)
+        return source(spec.hf_embedding if config.tie_word_embeddings and name == spec.hf_head else name)
 
-    fill(model, weight, lambda name, module: experts(name, module) if name.endswith(".mlp.experts") else None)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    fill(model, weight, experts)
+    family.hf_buffers(model, config)
+
+
+def _projections(experts: Experts, count: int, source: Callable[[str], WeightSource]) -> Expert:
+    held: dict[tuple[str, int], tuple[WeightSource, int]] = {}
+    for projection in ("gate", "up", "down"):
+        for expert in range(count):
+            name, matrix = experts.weight(projection, expert)
+            held[projection, expert] = source(name), matrix
+
+    def project(projection: str, expert: int, x: Tensor) -> Tensor:
+        weights, matrix = held[projection, expert]
+        return linear(x, weights, matrix)
+
+    return project
+
+
+def _note(experts: Experts, found: Pass) -> Note:
+    def note(expert: int, out: Tensor) -> None:
+        found.whole[f"{experts.hf_name}.{expert}"] = out
+
+    return note
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NoReturn
 
+from converter.families.registry import FAMILIES
+
 NAMES = (
     "PIL",
     "httpx",
@@ -43,14 +45,14 @@ NAMES = (
     "torchtitan.distributed.compile",
     "torchtitan.distributed.minimal_async_ep",
     "torchtitan.distributed.pipeline_parallel",
-    "torchtitan.models.qwen3.parallelize",
     "transformers.generation.continuous_batching",
     "transformers.quantizers",
     "triton",
+    *(name for family in FAMILIES for name in family.left_out_modules),
 )
 """Modules, and all below them."""
-MODEL_FOLDERS = ("auto", "qwen2", "qwen3", "qwen3_moe")
-"""Of transformers.models, in which its lazy imports look for classes (tokenizers of Qwen3 are Qwen2's)."""
+MODEL_FOLDERS = ("auto", *(folder for family in FAMILIES for folder in family.hf_folders))
+"""Of transformers.models, in which its lazy imports look for classes."""
 _SCAN = "transformers.utils.import_utils"
 
 

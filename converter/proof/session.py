@@ -18,6 +18,8 @@ from converter.common import errors
 from converter.common.dtypes import FLOATS
 from converter.common.files import CONFIG_LIMIT, parse_json, read_regular
 from converter.common.io_pacing import Traffic
+from converter.families import registry, renamed_tensors
+from converter.families.family import differences
 from converter.proof.import_stubs import LeftOut, leave_out
 from converter.proof.malloc import give_back
 from converter.publish.manifest import ASSET_NAMES
@@ -25,7 +27,12 @@ from converter.run.path_permission import LIMIT
 from converter.run.run_config import RunConfig
 
 _MADE = "config.json: made from what the run recorded, there is none among the base assets"
-_IMPORTED = (None, "Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+_IMPORTED = (
+    None,
+    "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+    *(name for family in registry.FAMILIES for name in family.tokenizer_classes),
+)
 """Tokenizer classes that need nothing of what is left out; of any other, a part might be, and another class take its place."""
 
 
@@ -76,9 +83,6 @@ class ProofSession:
         """
         import torch
 
-        from converter.checkpoint import renamed_tensors
-        from converter.families.qwen3 import model as qwen3
-        from converter.families.qwen3 import recorded
         from converter.proof import adapter_plan, compare_logits
         from converter.run import tokenizer_fit
 
@@ -87,53 +91,48 @@ class ProofSession:
         self.run = RunConfig.from_json(run)
         self.dtype = dtype
         held = tensors.from_json(metadata)
+        spec = registry.family_of(held, self.run, self.step)
+        self.family = family = registry.model_of(spec)
         if held.form == "hf":
-            shapes, made_of = qwen3.shapes_of_hf({name: items.shape for name, items in held.tensors.items()})
+            shapes, made_of = family.shapes_of_hf({name: items.shape for name, items in held.tensors.items()})
         else:
-            made_of = {name: [fqn] for name, fqn in renamed_tensors.installed_names(held.tensors, self.step).items()}
+            names = renamed_tensors.source_names(spec, held, self.step)
+            made_of = {name: [fqn] for name, fqn in names.items()}
             shapes = {name: held.tensors[fqns[0]].shape for name, fqns in made_of.items()}
         self.tensors = {name: [held.tensors[fqn] for fqn in fqns] for name, fqns in made_of.items()}
-        if not qwen3.belongs(shapes):
-            some = ", ".join(sorted(held.tensors)[:3])
-            raise errors.UnsupportedModel(
-                f"this is another model than Qwen3, by the names of its tensors ({some}, …)",
-                path=self.step,
-                hint="what is converted: TorchTitan's Qwen3 models, dense and MoE, under TorchTitan's names",
-            )
-        moe = qwen3.is_moe(shapes)
         where = Path(base_path)
         ours: dict[str, Any] = {}
         if has_config:
-            ours = qwen3.architecture_of_base(qwen3.hf_config(base, moe=moe, where=where))
+            ours = family.architecture_of_base(family.hf_config(base, shapes, where=where))
         else:
-            recorded.check_told(self.run, moe, where)
-        self.config, borrowed = recorded.recorded_config(self.step, self.run, shapes, ours)
+            family.check_told(self.run, shapes, where)
+        self.config, borrowed = family.recorded_config(self.step, self.run, shapes, ours)
         untied = untie and self.config.enable_weight_tying
         if untied:
             self.config.enable_weight_tying = base["tie_word_embeddings"] = ours["tie_word_embeddings"] = False
-        self.wanted = wanted = qwen3.architecture_of(self.config)
+        self.wanted = wanted = family.architecture_of(self.config)
         if has_config:
             differs = check_architecture(ours, wanted, architecture, where)
-            said = qwen3.with_architecture(base, wanted) if differs else dict(base)
+            said = family.with_architecture(base, wanted) if differs else dict(base)
         else:
             differs = [_MADE]
             borrowed.append(_MADE)
-            said = qwen3.made_config(base, wanted)
-        rows = shapes[qwen3.EMBEDDING][0]
+            said = family.made_config(base, wanted)
+        rows = shapes[spec.embedding][0]
         tokenizer_fit.check_padding(said.get("pad_token_id"), rows, where)
         self.besides = {"vocab_size": rows, "max_position_embeddings": self.run.seq_len}
         said |= self.besides | {"dtype": dtype}
         said.pop("torch_dtype", None)
-        self.hf_config = qwen3.hf_config(said, moe=moe, where=where)
+        self.hf_config = family.hf_config(said, shapes, where=where)
         model = self._hf_model(where)
-        made = adapter_plan.make_plan(self.step, made_of, shapes, qwen3.adapter(self.config), model)
+        made = adapter_plan.make_plan(self.step, spec, made_of, shapes, family.adapter(self.config), model)
         self.plan = made if held.form == "dcp" else adapter_plan.of_hf_step(self.step, made, held.tensors.keys())
         self.hf_config.architectures = [type(model).__name__]
         self.hf_config.dtype = getattr(torch, dtype)
         text = json.loads(self.hf_config.to_json_string(use_diff=True))
         return {
             "plan": self.plan.to_json(),
-            "config": text | qwen3.older_keys(text, self.hf_config),
+            "config": text | family.older_keys(text, self.hf_config),
             "generation_config": json.loads(model.generation_config.to_json_string()),
             "borrowed": list(map(errors.brief, borrowed)),
             "reshaped": list(map(errors.brief, differs)),
@@ -144,10 +143,8 @@ class ProofSession:
 
     def _hf_model(self, where: Path) -> Any:
         """HF's model on meta; whatever keys of the base assets' config keep it from being made are theirs."""
-        from converter.families.qwen3 import model as qwen3
-
         try:
-            return qwen3.hf_model(self.hf_config)
+            return self.family.hf_model(self.hf_config)
         except Exception as error:
             kind = type(error).__name__
             if not self.whole:
@@ -160,11 +157,9 @@ class ProofSession:
 
     def config_written(self, directory: str) -> dict[str, Any]:
         """Reads config.json in `directory` as transformers 5 and as those before read it."""
-        from converter.families.qwen3 import model as qwen3
-
         where = Path(directory) / "config.json"
         written = parse_json(read_regular(where, limit=CONFIG_LIMIT))
-        qwen3.check_written(written, self.wanted, self.besides, self.dtype, where=where)
+        self.family.check_written(written, self.wanted, self.besides, self.dtype, where=where)
         return {}
 
     def tokenizer(self, directory: str, where: str) -> dict[str, Any]:
@@ -210,20 +205,21 @@ class ProofSession:
         begun = time.monotonic()
         held = {name: items for name, items in self.tensors.items() if items[0].dtype in FLOATS}
         with Shards(self.step, self.traffic) as source:
-            passed = forward_pass.titan_forward(self.config, held, source, self.token_ids, self.dtype, self._progress)
+            passed = forward_pass.titan_forward(
+                self.family, self.config, held, source, self.token_ids, self.dtype, self._progress
+            )
             self.expected = passed
             seconds = round(time.monotonic() - begun, 3)
             return {"bytes_read": source.bytes_read, "drift": passed.drift, "seconds": seconds}
 
     def compare(self, staging: str) -> dict[str, Any]:
         """HF's forward pass over the HF shards in `staging`, with config and index as they stand there; and the verdict."""
-        from converter.families.qwen3 import model as qwen3
         from converter.proof import compare_logits, forward_pass
 
         where = Path(staging)
         written = parse_json(read_regular(where / "config.json", limit=CONFIG_LIMIT))
-        hf_config = qwen3.hf_config(written, moe=qwen3.is_moe(frozenset(self.tensors)), where=where / "config.json")
-        got = forward_pass.hf_forward(hf_config, where, self.token_ids, self._progress, self.traffic)
+        hf_config = self.family.hf_config(written, self.tensors, where=where / "config.json")
+        got = forward_pass.hf_forward(self.family, hf_config, where, self.token_ids, self._progress, self.traffic)
         trained = self.trained()
         found = compare_logits.judge(self.expected, got, where)
         return trained | {"figures": vars(found), "tolerance": compare_logits.TOLERANCE}
@@ -239,15 +235,13 @@ class ProofSession:
 
 def check_architecture(base: dict[str, Any], run: dict[str, Any], architecture: str, where: Path) -> list[str]:
     """Where base assets and run are not the same model, if that is allowed ("run"). Raises ArchitectureMismatch."""
-    from converter.families.qwen3 import model as qwen3
-
-    differs = qwen3.differences(base, run)
+    differs = differences(base, run)
     if differs and architecture != "run":
         raise errors.ArchitectureMismatch(
             f"base assets and run are not the same model ({'; '.join(differs)})",
             path=where,
             hint="the run was trained with YaRN: take its values with --architecture run"
-            if run["rope_type"] == "yarn" and base.get("rope_type") != "yarn"
+            if run.get("rope_type") == "yarn" and base.get("rope_type") != "yarn"
             else "name the right --hf-assets, or take the run's values with --architecture run",
         )
     return differs

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from converter.checkpoint import hf_step, metadata_checks, probe, renamed_tensors
+from converter.checkpoint import hf_step, metadata_checks, probe, tensor_names
 from converter.checkpoint import tensors as checkpoint
 from converter.checkpoint.completeness import (
     METADATA,
@@ -71,7 +71,7 @@ def look(step: Path, options: Options, *, wait: bool = True) -> StepSource:
     copied = _wait_until_settled(step, listing, state, reason, options, wait=wait)
     ignored: tuple[str, ...] = ()
     if metadata.form == "dcp":
-        ignored = tuple(renamed_tensors.ignored(metadata.tensors, options.ignore_tensors, step))
+        ignored = tuple(tensor_names.ignored(metadata.tensors, options.ignore_tensors, step))
         left_out = {*ignored}
         kept = {fqn: items for fqn, items in metadata.tensors.items() if fqn not in left_out}
         metadata = replace(metadata, tensors=kept)
@@ -145,13 +145,6 @@ def _read_hf(step: Path, listing: Listing) -> tuple[checkpoint.StorageMetadata, 
         )
         tensors[entry.name] = checkpoint.TensorItems(entry.name, entry.dtype, entry.shape, (chunk,))
     return checkpoint.StorageMetadata(said["save_id"], tensors, form="hf"), said["state"], said["reason"]
-
-
-def source_names(source: StepSource) -> dict[str, str]:
-    """Installed name -> name in the checkpoint; a step in HF form has HF's names already."""
-    if source.metadata.form == "hf":
-        return {name: name for name in source.metadata.tensors}
-    return renamed_tensors.installed_names(source.metadata.tensors, source.listing.path)
 
 
 def model_bytes(metadata: checkpoint.StorageMetadata) -> int:

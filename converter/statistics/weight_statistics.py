@@ -6,7 +6,6 @@ explains their precision. A part is a layer, the embedding, the head, or the fin
 
 import contextlib
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from converter.export.plan import Plan
+from converter.families.family import FamilySpec
 from converter.run.base_assets import Assets
 from converter.run.step_source import StepSource
 from converter.run.tokenizer_fit import added_rows
@@ -22,10 +22,6 @@ from converter.statistics import sample_files
 from converter.statistics.element_sampling import Sample, Sampler, weights
 from converter.statistics.sample_files import NOTHING, Kept, Nothing
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-_OTHERS = {"embed_tokens.weight": "embedding", "lm_head.weight": "head", "norm.weight": "norm"}
-_EMBEDDINGS = ("tok_embeddings.weight", "model.embed_tokens.weight")
-"""TorchTitan's name, and HF's in a step of HF form."""
 _DIGITS = 6
 """Significant ones: the estimate is never that good."""
 
@@ -93,10 +89,13 @@ class _Sum:
 class Gathering:
     """The statistics of one step, from before its bytes move until it is published."""
 
-    def __init__(self, folder: Path, step: int, source: StepSource, sources: Mapping[str, str], found: Assets):
+    def __init__(
+        self, folder: Path, step: int, family: FamilySpec, source: StepSource, sources: Mapping[str, str], found: Assets
+    ):
         """`folder` keeps the samples of the run's steps. `sources`: installed name -> FQN in the checkpoint."""
-        self._folder, self._step = folder, step
-        self._embedding = next((sources[name] for name in _EMBEDDINGS if name in sources), "")
+        self._folder, self._step, self._family = folder, step, family
+        names = (family.embedding, family.hf_embedding)  # HF's in a step of HF form
+        self._embedding = next((sources[name] for name in names if name in sources), "")
         self._added = None
         if (tensor := source.metadata.tensors.get(self._embedding)) is not None:
             base_rows = found.base.get("vocab_size")
@@ -142,7 +141,7 @@ class Gathering:
 
     def _figures(self, plan: Plan, other: Kept | Nothing) -> dict[str, Any]:
         sums: dict[str, _Sum] = {}
-        parts = {export.source: part_of(export.name) for export in plan.exports}
+        parts = {export.source: self._family.part_of(export.name) for export in plan.exports}
         for source, part in parts.items():
             if (sample := self.sampler.whole.get(source)) is not None:
                 before = other.get(self.sampler.identities[source], sample.values.size)
@@ -172,13 +171,6 @@ class Gathering:
 
     def _at(self, error: OSError) -> str:
         return f"{error.filename or self._folder}: {error.strerror or error}"
-
-
-def part_of(name: str) -> str:
-    """The part of the model that a HF tensor belongs to: a layer's number, embedding, head, norm, or other."""
-    if match := _LAYER.search(name):
-        return str(int(match[1]))
-    return next((part for end, part in _OTHERS.items() if f".{name}".endswith(f".{end}")), "other")
 
 
 def _order(part: str) -> tuple[int, int]:

@@ -1,13 +1,11 @@
-"""Owns all that is Qwen3's: its TorchTitan config and adapter, its HF config class, and how the two describe one model.
+"""Owns what Qwen3 provides as a `FamilyModel`: both models, TorchTitan's adapter, HF's config.json.
 
-Needs torch, torchtitan 0.3.0 and transformers. Another family is another module with these functions.
-The architecture is a dict in HF's words, the common ground of run record, tensor shapes and base assets.
+Needs torch, torchtitan 0.3.0 and transformers.
 """
 
 import copy
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,76 +25,44 @@ from transformers import (
 )
 
 from converter.common import errors
+from converter.families.family import Experts, Routing, Shapes, differences
 from converter.families.meta_device import on_meta
+from converter.families.qwen3.architecture import NEVER, YARN, architecture_of, architecture_of_base, is_moe
+from converter.families.qwen3.recorded import check_told, recorded_config
+from converter.families.qwen3.spec import SPEC
 
-EMBEDDING, HEAD = "tok_embeddings.weight", "lm_head.weight"
-BIAS = ".moe.expert_bias_E"
-"""Ends the name of the balancing bias, for which HF's Qwen3MoE has no place."""
-FIXED: dict[str, Any] = {
-    "attention_bias": False, "hidden_act": "silu", "rope_type": "default", "partial_rotary_factor": 1.0,
-    "sliding_window": None, "layer_types": ["full_attention"], "is_causal": True, "rope_parameters": None,
-}  # fmt: skip
-"""What TorchTitan's Qwen3 is whatever its dimensions, and HF's could be otherwise."""
-_NEVER = (
-    "quantization_config",
-    "compression_config",
-    "quantization",
-    "auto_map",
-    "dual_chunk_attention_config",
-    "is_encoder_decoder",
-    "add_cross_attention",
-    "pruned_heads",
-    "use_bidirectional_attention",
-)
-"""Keys that tell some reader of another model (vLLM: `compression_config`, `dual_chunk_attention_config`; mlx: `quantization`;
-`auto_map`: code beside the weights; transformers: the others). Empty or false, they say nothing."""
-_FIXED_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+__all__ = [
+    "SPEC",
+    "adapter",
+    "architecture_of",
+    "architecture_of_base",
+    "check_told",
+    "check_written",
+    "hf_buffers",
+    "hf_config",
+    "hf_experts",
+    "hf_model",
+    "is_router",
+    "made_config",
+    "modules",
+    "older_keys",
+    "recorded_config",
+    "routing",
+    "shapes_of_hf",
+    "titan_buffers",
+    "titan_experts",
+    "titan_model",
+    "with_architecture",
+]
 _REPLACED = (
     "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "num_local_experts", "sliding_window", "use_sliding_window",
-    "is_causal", *_NEVER,
+    "is_causal", *NEVER,
 )  # fmt: skip
 """Keys of a base config that say what others say too, or what a run of TorchTitan's never is."""
-_YARN = {
-    "rope_factor": "factor",
-    "rope_original_length": "original_max_position_embeddings",
-    "rope_beta_fast": "beta_fast",
-    "rope_beta_slow": "beta_slow",
-    "rope_attention_factor": "attention_factor",
-}
-"""What YaRN adds to the architecture -> HF's key. torchtitan 0.3.0's Qwen3 scales frequencies as HF does, and no logits: an
-attention factor of 1, where HF's default is 0.1 ln(factor) + 1."""
 _NEWER = ("rope_parameters", "num_local_experts", "dtype")
 """Keys that transformers before 5 does not read."""
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def is_moe(names: Shapes | frozenset[str]) -> bool:
-    """Whether tensors of these names (torchtitan 0.3.0's) are a MoE's."""
-    return any(".moe." in name for name in names)
-
-
-def belongs(shapes: Shapes) -> bool:
-    """Whether these tensors are a Qwen3's: a decoder with norms on queries and keys. One lost tensor changes nothing."""
-    ends = (".attention.q_norm.weight", ".attention.qkv_linear.wq.weight")
-    return all(any(name.startswith("layers.") and name.endswith(end) for name in shapes) for end in ends)
-
-
-def architecture_of_shapes(shapes: Shapes) -> dict[str, Any]:
-    """What the tensors' shapes alone tell of the architecture. Raises KeyError if a tensor that tells it is missing,
-    ValueError, IndexError or ZeroDivisionError if it has another shape."""
-    head_dim = shapes["layers.0.attention.q_norm.weight"][0]
-    found = {
-        "num_hidden_layers": len({name.split(".")[1] for name in shapes if name.startswith("layers.")}),
-        "hidden_size": shapes[EMBEDDING][1],
-        "head_dim": head_dim,
-        "num_attention_heads": shapes["layers.0.attention.qkv_linear.wq.weight"][0] // head_dim,
-        "num_key_value_heads": shapes["layers.0.attention.qkv_linear.wk.weight"][0] // head_dim,
-    }
-    if is_moe(shapes):
-        experts, width, _ = shapes["layers.0.moe.routed_experts.inner_experts.w1_EFD"]
-        return found | {"num_experts": experts, "moe_intermediate_size": width}
-    return found | {"intermediate_size": shapes["layers.0.feed_forward.w1.weight"][0]}
+_TITAN_EXPERTS = {"gate": "w1_EFD", "down": "w2_EDF", "up": "w3_EFD"}
+"""Projection -> its weight within TorchTitan's `GroupedExperts`."""
 
 
 def shapes_of_hf(hf_shapes: Shapes) -> tuple[dict[str, tuple[int, ...]], dict[str, list[str]]]:
@@ -115,88 +81,6 @@ def shapes_of_hf(hf_shapes: Shapes) -> tuple[dict[str, tuple[int, ...]], dict[st
         parts.setdefault(installed, {})[expert] = name
         shapes[installed] = (len(parts[installed]), *shape) if len(numbers) > 1 else shape
     return shapes, {name: [found[index] for index in sorted(found)] for name, found in parts.items()}
-
-
-def is_yarn(rope: Any) -> bool:
-    """Whether a `CosSinRoPE.Config` scales: below a factor of 1 TorchTitan ignores it (0.3.0)."""
-    return bool(rope.scaling == "yarn" and rope.rope_factor > 1.0)
-
-
-def _yarn_of_base(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """YaRN as transformers 5.23 reads it, defaults included, but for `mscale`; none where it is no numbers."""
-    try:
-        factor = float(rope.get("factor") or 1.0)
-        defaults = {
-            "factor": factor,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "attention_factor": 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0,
-        }
-        found = {ours: float(rope.get(key) or defaults.get(key, 0.0)) for ours, key in _YARN.items()}
-    except (TypeError, ValueError):
-        return {}
-    return found | {"rope_truncate": bool(rope.get("truncate", True))}
-
-
-def architecture_of(config: Any) -> dict[str, Any]:
-    """The architecture that a `Qwen3Model.Config` builds."""
-    layer = config.layers[0]
-    attention = layer.attention
-    found = FIXED | dict.fromkeys(_NEVER) | {
-        "num_hidden_layers": len(config.layers), "hidden_size": config.dim, "head_dim": attention.head_dim,
-        "num_attention_heads": attention.n_heads, "num_key_value_heads": attention.n_kv_heads, "rope_theta": float(attention.rope.theta),
-        "rope_type": "yarn" if is_yarn(attention.rope) else "default",
-        "rms_norm_eps": config.norm.eps, "tie_word_embeddings": config.enable_weight_tying,
-    }  # fmt: skip
-    if is_yarn(rope := attention.rope):
-        numbers = (rope.rope_factor, rope.original_seq_len, rope.beta_fast, rope.beta_slow, 1.0)
-        found |= dict(zip(_YARN, map(float, numbers), strict=True)) | {"rope_truncate": rope.truncate}
-    if layer.moe is None:
-        return found | {"intermediate_size": layer.feed_forward.w1.out_features}
-    router = layer.moe.router
-    return found | _FIXED_MOE | {
-        "num_experts": layer.moe.num_experts, "num_experts_per_tok": router.top_k, "norm_topk_prob": router.route_norm,
-        "moe_intermediate_size": layer.moe.routed_experts.inner_experts.hidden_dim,
-    }  # fmt: skip
-
-
-def architecture_of_base(config: PretrainedConfig) -> dict[str, Any]:
-    """The architecture that base assets describe."""
-    rope = config.rope_parameters or {}
-    keys = ["num_hidden_layers", "hidden_size", "head_dim", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "hidden_act"]  # fmt: skip
-    moe = isinstance(config, Qwen3MoeConfig)
-    keys += (
-        ["num_experts", "num_experts_per_tok", "norm_topk_prob", "moe_intermediate_size", *_FIXED_MOE]
-        if moe
-        else ["intermediate_size"]
-    )
-    found = {key: getattr(config, key) for key in keys}
-    if rope.get("rope_type") == "yarn":
-        found |= _yarn_of_base(rope)
-    slides = moe or "sliding_attention" in (config.layer_types or ())
-    return found | {
-        "rope_theta": float(rope.get("rope_theta", 10_000.0)),
-        "rope_type": rope.get("rope_type", "default"),
-        "partial_rotary_factor": float(rope.get("partial_rotary_factor", 1.0)),
-        "sliding_window": config.sliding_window if slides else None,
-        "layer_types": sorted({*map(str, getattr(config, "layer_types", None) or FIXED["layer_types"])}),
-        "is_causal": getattr(config, "is_causal", True),
-        "rope_parameters": _unused(rope),
-        **{key: getattr(config, key, None) or None for key in _NEVER},
-    }
-
-
-def _unused(rope: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What plain rope's parameters hold besides, such as a factor: transformers ignores it, another reader may not."""
-    known = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
-    if rope.get("rope_type", "default") != "default":
-        return None
-    return {key: value for key, value in rope.items() if key not in known and value not in (None, 1)} or None
-
-
-def differences(said: Mapping[str, Any], run: Mapping[str, Any], who: str = "base") -> list[str]:
-    """Where `who` (the base assets) describes another model than the run trained."""
-    return [f"{key}: {who} {said.get(key)}, run {run[key]}" for key in run if said.get(key) != run[key]]
 
 
 def modules(layers: int) -> dict[str, str]:
@@ -235,13 +119,60 @@ def titan_model(config: Any, positions: int) -> torch.nn.Module:
         return config.build().eval()
 
 
+def titan_buffers(model: torch.nn.Module) -> None:
+    """Makes the rope caches and the MoE's counters on the CPU."""
+    for name, module in model.named_modules():
+        if name.endswith(".rope"):
+            module._init_self_buffers(buffer_device=torch.device("cpu"))
+            module.cache = module._precompute_cache()
+        elif name.endswith(".moe"):
+            module._init_self_buffers(buffer_device=torch.device("cpu"))
+
+
+def titan_experts(name: str) -> Experts | None:
+    """Of one layer, where `name` is the module of its experts."""
+    if not name.endswith(".inner_experts"):
+        return None
+    return Experts(
+        f"model.layers.{name.split('.')[1]}.mlp.experts",
+        lambda projection, expert: (f"{name}.{_TITAN_EXPERTS[projection]}", expert),
+    )
+
+
+def routing(index: str, layer: Any) -> Routing | None:
+    """Of a layer of TorchTitan's model; None if it is dense."""
+    return Routing(layer.moe.router, f"layers.{index}.moe.expert_bias_E") if layer.moe_enabled else None
+
+
+def hf_experts(name: str) -> Experts | None:
+    """Of one layer, where `name` is the module of its experts."""
+    if not name.endswith(".mlp.experts"):
+        return None
+    return Experts(name, lambda projection, expert: (f"{name}.{expert}.{projection}_proj.weight", 0))
+
+
+def hf_buffers(model: PreTrainedModel, config: PretrainedConfig) -> None:
+    """Makes the rotary embedding anew on the CPU."""
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+
+
+def is_router(hf_name: str) -> bool:
+    """Whether HF's module of this name is a router."""
+    return hf_name.endswith(".mlp.gate")
+
+
 def adapter(config: Any) -> Any:
     """TorchTitan's own adapter for this model; without assets, it renames and slices only."""
     return titan.model_registry("debugmodel").state_dict_adapter(config, None)
 
 
-def hf_config(base: dict[str, Any], *, moe: bool, where: Path) -> PretrainedConfig:
-    """The base assets' config as transformers reads it. Raises AssetsInvalid for another architecture's."""
+def hf_config(base: dict[str, Any], names: Iterable[str], *, where: Path) -> PretrainedConfig:
+    """The base assets' config as transformers reads it, for tensors of these names. Raises AssetsInvalid for another
+    architecture's."""
+    return _read_config(base, moe=is_moe(names), where=where)
+
+
+def _read_config(base: dict[str, Any], *, moe: bool, where: Path) -> PretrainedConfig:
     wanted = "qwen3_moe" if moe else "qwen3"
     if base.get("model_type") != wanted:
         raise errors.AssetsInvalid(
@@ -265,10 +196,10 @@ def with_architecture(base: dict[str, Any], wanted: Mapping[str, Any]) -> dict[s
     plain = {
         key: value
         for key, value in wanted.items()
-        if key not in (*_REPLACED, *_YARN, "rope_truncate", "rope_type", "partial_rotary_factor")
+        if key not in (*_REPLACED, *YARN, "rope_truncate", "rope_type", "partial_rotary_factor")
     }
     rope = {"rope_theta": wanted["rope_theta"], "rope_type": wanted["rope_type"]}
-    rope |= {key: wanted[ours] for ours, key in _YARN.items() if ours in wanted}
+    rope |= {key: wanted[ours] for ours, key in YARN.items() if ours in wanted}
     if "original_max_position_embeddings" in rope:
         rope["original_max_position_embeddings"] = int(rope["original_max_position_embeddings"])
     return said | plain | {"rope_parameters": rope}
@@ -304,7 +235,7 @@ def check_written(
     before. Raises ExportMismatch."""
     moe = "num_experts" in wanted
     for reader, seen in (("5", said), ("4", {key: value for key, value in said.items() if key not in _NEWER})):
-        config = hf_config(seen, moe=moe, where=where)
+        config = _read_config(seen, moe=moe, where=where)
         found = architecture_of_base(config) | {key: getattr(config, key) for key in besides}
         differs = differences(found, {**wanted, **besides}, "written")
         if str(config.dtype) != f"torch.{dtype}":

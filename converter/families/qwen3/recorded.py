@@ -13,7 +13,9 @@ from typing import Any
 import torchtitan.models.qwen3 as titan
 
 from converter.common import errors
-from converter.families.qwen3.model import EMBEDDING, Shapes, architecture_of, architecture_of_shapes, is_moe, is_yarn
+from converter.families.family import Shapes
+from converter.families.qwen3.architecture import architecture_of, architecture_of_shapes, is_moe, is_yarn
+from converter.families.qwen3.spec import SPEC
 from converter.run.run_config import RunConfig
 
 _NOT_ARCHITECTURE = frozenset(
@@ -90,20 +92,20 @@ def recorded_config(step: Path, run: RunConfig, shapes: Shapes, base: dict[str, 
     borrowed += run.assumed
     if run.overrides:
         borrowed.append(f"override.imports {', '.join(run.overrides)}: what they change is not recorded")
-    rows = shapes[EMBEDDING][0]
+    rows = shapes[SPEC.embedding][0]
     if run.model is not None:
         check_rows(config.vocab_size, rows, run)
     _set_vocabulary(config, rows)
     return config, borrowed
 
 
-def check_told(run: RunConfig, moe: bool, where: Path) -> None:
+def check_told(run: RunConfig, shapes: Shapes, where: Path) -> None:
     """What the tensors' shapes do not tell stands in the run's record or is its registered flavor's: nothing else tells it
     where `where`, the base assets, have no config.json. Raises AssetsMissing."""
     if run.flavor in titan.qwen3_configs:
         return
     told: Mapping[str, Any] = run.dimensions if run.model is None else _told(run.model)
-    wanted = (*_UNTOLD, *(_UNTOLD_MOE if moe else ()))
+    wanted = (*_UNTOLD, *(_UNTOLD_MOE if is_moe(shapes) else ()))
     if unknown := [key for key in wanted if told.get(key) is None]:
         raise errors.AssetsMissing(
             f"the base assets have no config.json, and the run did not record {', '.join(unknown)}",

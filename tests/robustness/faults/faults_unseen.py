@@ -5,13 +5,13 @@ Each stands here so that it is known, and so that whoever finds a way to tell ha
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from converter.checkpoint import renamed_tensors
+from converter.families import registry
+from converter.families.qwen3.spec import SPEC
 from tests.robustness.faults.fault import stored_name
 from tests.robustness.faults.faults_stored import swap_shards
 from tests.robustness.faults.faults_values import put_hf
@@ -73,16 +73,11 @@ def _flip_unchecked(scene: Scene) -> None:
 
 def _rename_wrongly(scene: Scene) -> None:
     table = tuple(
-        (re.compile(pattern.pattern.replace("w([13])", "w1")), new.replace(r"w\2", "w3"))
-        if "13" in pattern.pattern
-        else (pattern, new)
-        for pattern, new in renamed_tensors._TABLE
+        (pattern.replace("w([13])", "w1"), new.replace(r"w\2", "w3")) if "13" in pattern else (pattern, new)
+        for pattern, new in SPEC.renames
     )
-    other = (
-        re.compile(r"layers\.(\d+)\.moe\.experts\.w3(?:_EFD)?"),
-        r"layers.\1.moe.routed_experts.inner_experts.w1_EFD",
-    )
-    scene.patch.setattr(renamed_tensors, "_TABLE", (*table, other))
+    other = (r"layers\.(\d+)\.moe\.experts\.w3(?:_EFD)?", r"layers.\1.moe.routed_experts.inner_experts.w1_EFD")
+    scene.patch.setattr(registry, "FAMILIES", (replace(SPEC, renames=(*table, other)),))
 
 
 def _wrong_theta(scene: Scene) -> None:

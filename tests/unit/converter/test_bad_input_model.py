@@ -13,7 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from converter.common import errors
+from converter.inspect import preview
 from converter.run.base_assets import Search
+from converter.run.options import Options
 from tests.support.checkpoints.cases import BY_NAME, CASES, KINDS
 from tests.unit.converter.editing import edit_json, save_changed
 from tests.unit.converter.running import Convert, Refused
@@ -274,3 +276,13 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(
     error = refused(copy_step(TIED), errors.VocabularyMismatch, search=Search(tokenizer=folder))
     assert f"knows {rows + 1} tokens, the embedding has {rows} rows" in error.what
     assert error.path == str(folder)
+
+
+def test_a_model_of_another_family_is_refused_by_the_conversion_and_by_a_dry_run(
+    copy_step: CopyStep, refused: Refused
+) -> None:
+    step = copy_step(OLD)
+    save_changed(step, lambda states: [states.pop(name) for name in [*states] if name.endswith(".q_norm.weight")])
+    assert "another model than Qwen3" in refused(step, errors.UnsupportedModel).what
+    with pytest.raises(errors.UnsupportedModel, match="another model than Qwen3"):
+        preview(step, Options())

@@ -11,12 +11,13 @@ import torchtitan.models.qwen3 as titan
 from transformers import Qwen3MoeConfig
 
 from converter.checkpoint.completeness import list_step
-from converter.checkpoint.renamed_tensors import installed_names
 from converter.checkpoint.tensors import from_pickle
 from converter.common import errors
 from converter.export import provisional_plan
 from converter.export.plan import Plan
 from converter.families.qwen3 import model as qwen3
+from converter.families.qwen3.spec import SPEC
+from converter.families.renamed_tensors import source_names
 from converter.proof import adapter_plan
 from tests.support.checkpoints import reference
 from tests.support.checkpoints.cases import BY_NAME, CASES, Case
@@ -45,11 +46,13 @@ def both(case: Case, checkpoints: Path) -> tuple[Plan, Plan | None]:
     """The real plan and the provisional one."""
     step = case.step(checkpoints)
     metadata = from_pickle((step / ".metadata").read_bytes(), list_step(step))
-    sources = installed_names(metadata.tensors, step)
+    sources = source_names(SPEC, metadata, step)
     shapes = {name: metadata.tensors[fqn].shape for name, fqn in sources.items()}
     adapter = qwen3.adapter(tiny_config(case.dims, fuse_qkv=False))
-    real = adapter_plan.make_plan(step, {name: [fqn] for name, fqn in sources.items()}, shapes, adapter, tiny_hf(case))
-    return real, provisional_plan.provisional_plan(sources, shapes, tied=case.dims.tied)
+    real = adapter_plan.make_plan(
+        step, SPEC, {name: [fqn] for name, fqn in sources.items()}, shapes, adapter, tiny_hf(case)
+    )
+    return real, provisional_plan.provisional_plan(SPEC, sources, shapes, tied=case.dims.tied)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -83,14 +86,14 @@ def test_plans_that_differ_are_not_the_same(checkpoints: Path) -> None:
 def test_a_checkpoint_that_the_stand_ins_do_not_know_waits_for_the_real_plan() -> None:
     shapes = {"layers.0.moe.routed_experts.inner_experts.w1_EFD": (), "tok_embeddings.weight": (3, 4)}
     names = {name: name for name in shapes}
-    assert provisional_plan.provisional_plan(names, shapes, tied=False) is None
-    assert provisional_plan.provisional_plan({}, {}, tied=True) == Plan(())
+    assert provisional_plan.provisional_plan(SPEC, names, shapes, tied=False) is None
+    assert provisional_plan.provisional_plan(SPEC, {}, {}, tied=True) == Plan(())
 
 
 def test_a_model_of_another_shape_than_the_tensors_is_refused_by_the_first_name(checkpoints: Path) -> None:
     step = MOE.step(checkpoints)
     metadata = from_pickle((step / ".metadata").read_bytes(), list_step(step))
-    sources = installed_names(metadata.tensors, step)
+    sources = source_names(SPEC, metadata, step)
     shapes = {name: metadata.tensors[fqn].shape for name, fqn in sources.items()}
     made_of = {name: [fqn] for name, fqn in sources.items()}
     adapter = qwen3.adapter(tiny_config(MOE.dims, fuse_qkv=False))
@@ -100,7 +103,7 @@ def test_a_model_of_another_shape_than_the_tensors_is_refused_by_the_first_name(
         ({"num_experts": 5}, "does not know"),
     ):
         with pytest.raises(errors.PlanMismatch, match=text):
-            adapter_plan.make_plan(step, made_of, shapes, adapter, tiny_hf(MOE, **changes))
+            adapter_plan.make_plan(step, SPEC, made_of, shapes, adapter, tiny_hf(MOE, **changes))
 
 
 def test_30b_a3b_is_planned_in_seconds() -> None:
@@ -116,11 +119,11 @@ def test_30b_a3b_is_planned_in_seconds() -> None:
     said = qwen3.with_architecture({}, qwen3.architecture_of(config))
     model = qwen3.hf_model(Qwen3MoeConfig(vocab_size=config.vocab_size, **said))
     begun = time.monotonic()
-    made = adapter_plan.make_plan(STEP, {name: [name] for name in shapes}, shapes, qwen3.adapter(config), model)
+    made = adapter_plan.make_plan(STEP, SPEC, {name: [name] for name in shapes}, shapes, qwen3.adapter(config), model)
     took = time.monotonic() - begun
     assert len(made.exports) == 18_867
     assert len(made.zero) == 48
-    provisional = provisional_plan.provisional_plan({name: name for name in shapes}, shapes, tied=False)
+    provisional = provisional_plan.provisional_plan(SPEC, {name: name for name in shapes}, shapes, tied=False)
     assert provisional is not None
     assert provisional_plan.same(provisional, made)
     assert took < 10  # 0.95 s on 2 cores; a busy machine may take longer

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from converter.checkpoint.tensors import TensorItems
 from converter.common import errors
 from converter.export import exporter
+from converter.families.qwen3.spec import SPEC
 from converter.run.base_assets import Search
 from converter.run.tokenizer_fit import added_ids, added_rows, highest_id
 from converter.statistics import element_sampling, sample_files
 from converter.statistics.element_sampling import POSITIONS, positions, weights
-from converter.statistics.weight_statistics import part_of
 from tests.support.checkpoints import reference
 from tests.support.checkpoints.cases import BASE_ROWS, BY_NAME, Case
 from tests.unit.converter.running import Convert, Converted, Refused, ours
@@ -46,7 +46,7 @@ def truth(case: Case, step: Path) -> dict[str, torch.Tensor]:
     """By part of the model, all of its values in float64."""
     parts = defaultdict(list)
     for name, tensor in reference.hf_weights(case, reference.weights(case, step)).items():
-        parts[part_of(name)].append(tensor.double().flatten())
+        parts[SPEC.part_of(name)].append(tensor.double().flatten())
     return {part: torch.cat(tensors) for part, tensors in parts.items()}
 
 

@@ -1,4 +1,4 @@
-"""Every name that TorchTitan used between 0.2.x and 0.3.0 is known, one by one; others are refused by name."""
+"""Every name that TorchTitan used between 0.2.x and 0.3.0 is known, one by one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint import renamed_tensors, tensors
+from converter.checkpoint import tensors
 from converter.checkpoint.completeness import list_step
 from converter.common import errors
+from converter.families import renamed_tensors
+from converter.families.qwen3.spec import SPEC
 from tests.support.checkpoints import reference
 from tests.support.checkpoints.cases import CASES, Case
 
@@ -19,7 +21,7 @@ STEP = Path("/run/step-1")
 def test_every_real_name_is_renamed_as_the_reference_renames_it(case: Case, checkpoints: Path) -> None:
     step = case.step(checkpoints)
     metadata = tensors.from_pickle((step / ".metadata").read_bytes(), list_step(step))
-    found = renamed_tensors.installed_names(metadata.tensors, STEP)
+    found = renamed_tensors.source_names(SPEC, metadata, STEP)
     assert found == {reference.renamed(fqn): fqn for fqn in metadata.tensors}
 
 
@@ -42,26 +44,12 @@ def test_every_real_name_is_renamed_as_the_reference_renames_it(case: Case, chec
     ],
 )
 def test_each_rename_is_one_row_of_the_table(old: str, new: str) -> None:
-    assert renamed_tensors.installed_name(old) == new
-    assert renamed_tensors.installed_name(new) == new
-
-
-@pytest.mark.parametrize(
-    ("fqn", "text"),
-    [
-        ("layers.0.attention.wq.lora_a.weight", "LoRA"),
-        ("layers.0.attention.wq.lora_b", "LoRA"),
-        ("layers.0.attention.qkv_linear.wqkv.weight", "fused attention"),
-        ("layers.0.feed_forward.w13.weight", "fused SwiGLU"),
-    ],
-)
-def test_names_of_models_that_are_stored_otherwise_are_refused(fqn: str, text: str) -> None:
-    with pytest.raises(errors.UnsupportedModel, match=text) as caught:
-        renamed_tensors.installed_names(["norm.weight", fqn], STEP)
-    assert fqn in caught.value.what
-    assert caught.value.retry == errors.Retry.UNSUPPORTED
+    assert renamed_tensors.installed_name(SPEC, old) == new
+    assert renamed_tensors.installed_name(SPEC, new) == new
 
 
 def test_two_names_of_one_tensor_are_refused() -> None:
+    names = ("layers.0.moe.experts.w1", "layers.0.moe.experts.w1_EFD")
+    metadata = tensors.StorageMetadata("", {name: tensors.TensorItems(name, "float32", (1,), ()) for name in names})
     with pytest.raises(errors.UnknownTensor, match="same tensor"):
-        renamed_tensors.installed_names(["layers.0.moe.experts.w1", "layers.0.moe.experts.w1_EFD"], STEP)
+        renamed_tensors.source_names(SPEC, metadata, STEP)
