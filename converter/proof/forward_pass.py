@@ -66,7 +66,7 @@ def titan_forward(
             cast = "float32" if family.SPEC.must_be_zero(name) else dtype
             parts = [DCPSource(shards, part, cast, scratch) for part in items]
             sources[name] = parts[0] if len(parts) == 1 else StackedSource(parts)
-        _fill_titan(family, model, sources, config, found)
+        _fill_titan(family, model, sources, config, found, shards.step)
         modules = family.modules(len(model.layers))
         for hf_name, name in modules.items():
             _watch(model, name, hf_name, found)
@@ -113,7 +113,7 @@ def hf_forward(
             used.add(name)
             return sources[name]
 
-        _fill_hf(family, model, weight, config, found)
+        _fill_hf(family, model, weight, config, found, staging)
         layers = model.model.layers
         modules = family.modules(len(layers))
         for name in modules:
@@ -181,7 +181,7 @@ def _watch_routing(bias: WeightSource | None, margins: list[Tensor], changed: li
 
 
 def _fill_titan(
-    family: FamilyModel, model: nn.Module, sources: Mapping[str, WeightSource], config: Any, found: Pass
+    family: FamilyModel, model: nn.Module, sources: Mapping[str, WeightSource], config: Any, found: Pass, step: Path
 ) -> None:
     """Gives TorchTitan's meta model its weights; whatever stays on meta would fail the forward pass."""
     spec = family.SPEC
@@ -196,12 +196,17 @@ def _fill_titan(
         tied = config.enable_weight_tying and name == spec.head and name not in sources
         return sources[spec.embedding if tied else name]
 
-    fill(model, weight, experts)
+    fill(model, weight, experts, step)
     family.titan_buffers(model)
 
 
 def _fill_hf(
-    family: FamilyModel, model: nn.Module, source: Callable[[str], WeightSource], config: Any, found: Pass
+    family: FamilyModel,
+    model: nn.Module,
+    source: Callable[[str], WeightSource],
+    config: Any,
+    found: Pass,
+    staging: Path,
 ) -> None:
     """Gives HF's meta model its weights and buffers."""
     spec = family.SPEC
@@ -216,7 +221,7 @@ def _fill_hf(
     def weight(name: str) -> WeightSource:
         return source(spec.hf_embedding if config.tie_word_embeddings and name == spec.hf_head else name)
 
-    fill(model, weight, experts)
+    fill(model, weight, experts, staging)
     family.hf_buffers(model, config)
 
 

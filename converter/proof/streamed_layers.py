@@ -4,6 +4,7 @@ Needs torch. Everything around them (attention, norms, rope, routing, wiring) st
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from converter.checkpoint.tensor_reader import Shards, boxes
 from converter.checkpoint.tensors import Chunk, TensorItems
+from converter.common import errors
 from converter.common.dtypes import SAFETENSORS
 from converter.common.files import read_into
 from converter.common.io_pacing import Traffic
@@ -143,10 +145,19 @@ def linear(x: Tensor, source: WeightSource, matrix: int = 0) -> Tensor:
 
 
 class StreamedLinear(nn.Module):
-    """A linear layer whose weight is read as it is used."""
+    """Takes the place of the linear layer `name` of a model that `where` holds; its weight is read as it is used.
 
-    def __init__(self, source: WeightSource):
+    Raises UnsupportedModel where the layer has a bias, which would be left out.
+    """
+
+    def __init__(self, layer: nn.Linear, source: WeightSource, name: str, where: Path):
         super().__init__()
+        if layer.bias is not None:
+            raise errors.UnsupportedModel(
+                f"{name} has a bias, which the forward check does not compute",
+                path=where,
+                hint="a model with biases on its linear layers is not converted",
+            )
         self.source = source
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,15 +228,20 @@ class HFExperts(nn.Module):
 
 
 def fill(
-    model: nn.Module, weight: Callable[[str], WeightSource], special: Callable[[str, nn.Module], nn.Module | None]
+    model: nn.Module,
+    weight: Callable[[str], WeightSource],
+    special: Callable[[str, nn.Module], nn.Module | None],
+    where: Path,
 ) -> None:
+    """Gives every module of a meta model its weights, which `where` holds: `weight` has them by name, `special` makes the
+    modules that are none of torch's. Raises UnsupportedModel where a linear layer has a bias."""
     for name, module in list(model.named_modules()):
         parent = model.get_submodule(name.rpartition(".")[0]) if name else model
         leaf = name.rpartition(".")[2]
         if replaced := special(name, module):
             setattr(parent, leaf, replaced)
         elif isinstance(module, nn.Linear):
-            setattr(parent, leaf, StreamedLinear(weight(f"{name}.weight")))
+            setattr(parent, leaf, StreamedLinear(module, weight(f"{name}.weight"), name, where))
         elif isinstance(module, nn.Embedding):
             setattr(parent, leaf, StreamedEmbedding(weight(f"{name}.weight")))
         elif isinstance(getattr(module, "weight", None), nn.Parameter):

@@ -1,7 +1,18 @@
 """A streamed layer holds blocks of its weight, never the weight: as a fresh process with the prover's heap sees it."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from converter.common import errors
+from converter.proof import streamed_layers
 
 _PASS = """
 import re
@@ -68,3 +79,31 @@ def test_what_is_kept_of_640_experts_does_not_cut_the_blocks_that_are_read_next(
     ran = subprocess.run([sys.executable, "-c", _EXPERTS], capture_output=True, text=True, check=True)
 
     assert int(ran.stdout) < 16, f"{ran.stdout.strip()} MB for 640 vectors of 8 kB"
+
+
+class _Held:
+    """A weight that is held whole."""
+
+    def __init__(self, weight: torch.Tensor):
+        self._weight = weight
+        self.rows, self.columns = weight.shape
+
+    def read(self, first: int, last: int, matrix: int = 0) -> torch.Tensor:
+        return self._weight[first:last]
+
+
+def _streamed(layer: nn.Linear) -> nn.Module:
+    model = nn.ModuleDict({"projection": layer})
+    held: dict[str, Any] = {"projection.weight": _Held(layer.weight.detach())}
+    streamed_layers.fill(model, held.__getitem__, lambda name, module: None, Path("/run/step-1"))
+    return model["projection"]
+
+
+def test_a_linear_layer_is_streamed_without_a_bias_and_refused_with_one_that_would_be_left_out() -> None:
+    x = torch.randn(2, 3)
+    plain = nn.Linear(3, 4, bias=False)
+    assert torch.equal(_streamed(plain)(x), plain(x))
+
+    with pytest.raises(errors.UnsupportedModel, match=r"projection has a bias") as caught:
+        _streamed(nn.Linear(3, 4))
+    assert caught.value.path == "/run/step-1"
