@@ -19,9 +19,17 @@ OF_DCP = ("storage_metadata", "items", "chunks")
 
 
 def make_manifest(
-    step: int, family: FamilySpec, source: StepSource, settled: dict[str, Any], plan: Plan, outcome: ExportOutcome, compared: dict[str, Any], entries: dict[str, manifest.FileEntry],
-    tools: dict[str, str], options: Options,
-) -> manifest.Manifest:  # fmt: skip
+    step: int,
+    family: FamilySpec,
+    source: StepSource,
+    settled: dict[str, Any],
+    plan: Plan,
+    outcome: ExportOutcome,
+    compared: dict[str, Any],
+    entries: dict[str, manifest.FileEntry],
+    tools: dict[str, str],
+    options: Options,
+) -> manifest.Manifest:
     def passed(name: str, tolerance: str | None = None) -> manifest.Check:
         return manifest.Check(name, "passed", tolerance)
 

@@ -1,6 +1,7 @@
 """Owns what a model family provides: its `SPEC`, which needs no torch, and its `model` module, which does.
 
-Standard library only. An architecture is a dict in HF's words, the common ground of run record, tensor shapes and base assets.
+Standard library only. An architecture is a dict in HF's words, the common ground of run record, tensor shapes and base
+assets.
 """
 
 import re
@@ -27,7 +28,7 @@ class FamilySpec:
     models: str
     """Which of its models are converted, in messages."""
     signature: tuple[str, ...]
-    """Regular expressions: a model is this family's if each of them matches a tensor, by its installed name or by HF's."""
+    """Regular expressions: a model is this family's if each of them matches a tensor's installed name, or HF's."""
     renames: tuple[tuple[str, str], ...]
     """Regular expression for an older name of a tensor, and the installed name it is replaced by."""
     embedding: str
@@ -42,12 +43,12 @@ class FamilySpec:
     hf_types_without_place: frozenset[str]
     """HF's model types of the models that have such tensors."""
     adapter_sources: tuple[str, ...]
-    """Files of the adapter below torchtitan's folder, each behind those it imports names from: the provisional plan executes
-    them. Where there are none, the export waits for the real plan."""
+    """Files of the adapter below torchtitan's folder, each behind those it imports names from: the provisional plan
+    executes them. Where there are none, the export waits for the real plan."""
     adapter_class: str
     """In the last of them."""
     adapter_config: Callable[[Shapes, bool], Any]
-    """(shapes, whether embedding and head are tied) -> an object with what the adapter reads of TorchTitan's model config."""
+    """(shapes, whether embedding and head are tied) -> what the adapter reads of TorchTitan's model config."""
     left_out_modules: tuple[str, ...]
     """Modules that the proving process does not need to import."""
     hf_folders: tuple[str, ...]
@@ -103,8 +104,10 @@ class FamilyModel(Protocol):
         """TorchTitan's shapes of a step in HF form, and for each of its tensors the HF tensors it is made of."""
 
     def hf_config(self, base: dict[str, Any], names: Iterable[str], *, where: Path) -> Any:
-        """A config.json as transformers reads it, for a checkpoint with tensors of these names. Raises AssetsInvalid for
-        another architecture's, or one that does not load."""
+        """A config.json as transformers reads it, for a checkpoint with tensors of these names.
+
+        Raises AssetsInvalid for another architecture's, or one that does not load.
+        """
 
     def architecture_of_base(self, hf_config: Any) -> dict[str, Any]:
         """The architecture that a config.json describes."""
@@ -119,8 +122,8 @@ class FamilyModel(Protocol):
     def recorded_config(
         self, step: Path, run: RunConfig, shapes: Shapes, base: dict[str, Any]
     ) -> tuple[Any, list[str]]:
-        """TorchTitan's model config as the run recorded it, and what in it could not be told without the base assets, whose
-        architecture `base` is. Raises ArchitectureMismatch, UnsupportedModel, PlanMismatch, VocabularyMismatch."""
+        """TorchTitan's model config as the run recorded it, and what in it could not be told without `base`, the base
+        assets' architecture. Raises ArchitectureMismatch, UnsupportedModel, PlanMismatch, VocabularyMismatch."""
 
     def with_architecture(self, base: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
         """A config.json with another architecture."""
@@ -134,8 +137,8 @@ class FamilyModel(Protocol):
     def check_written(
         self, said: dict[str, Any], wanted: Mapping[str, Any], besides: Mapping[str, Any], dtype: str, *, where: Path
     ) -> None:
-        """The config.json that was written says the architecture `wanted`, the keys `besides` and the dtype, to every version
-        of transformers. Raises ExportMismatch."""
+        """The config.json that was written says the architecture `wanted`, the keys `besides` and the dtype, to every
+        version of transformers. Raises ExportMismatch."""
 
     def adapter(self, config: Any) -> Any:
         """TorchTitan's own state dict adapter."""

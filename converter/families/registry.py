@@ -1,4 +1,4 @@
-"""Owns which families there are, and which of them a checkpoint's model is: by the names of its tensors and by the run's word.
+"""Owns which families there are, and which of them a model is: by the names of its tensors and by the run's word.
 
 Standard library only, until a family's model is asked for.
 """

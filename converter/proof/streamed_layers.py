@@ -233,8 +233,8 @@ def fill(
     special: Callable[[str, nn.Module], nn.Module | None],
     where: Path,
 ) -> None:
-    """Gives every module of a meta model its weights, which `where` holds: `weight` has them by name, `special` makes the
-    modules that are none of torch's. Raises UnsupportedModel where a linear layer has a bias."""
+    """Gives every module of a meta model its weights, which `where` holds: `weight` has them by name, `special` makes
+    the modules that are none of torch's. Raises UnsupportedModel where a linear layer has a bias."""
     for name, module in list(model.named_modules()):
         parent = model.get_submodule(name.rpartition(".")[0]) if name else model
         leaf = name.rpartition(".")[2]

@@ -25,8 +25,8 @@ NEVER = (
     "pruned_heads",
     "use_bidirectional_attention",
 )
-"""Keys that tell some reader of another model (vLLM: `compression_config`, `dual_chunk_attention_config`; mlx: `quantization`;
-`auto_map`: code beside the weights; transformers: the others). Empty or false, they say nothing."""
+"""Keys that tell some reader of another model (vLLM: `compression_config`, `dual_chunk_attention_config`; mlx:
+`quantization`; `auto_map`: code beside the weights; transformers: the others). Empty or false, they say nothing."""
 _FIXED_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 YARN = {
     "rope_factor": "factor",
@@ -35,8 +35,8 @@ YARN = {
     "rope_beta_slow": "beta_slow",
     "rope_attention_factor": "attention_factor",
 }
-"""What YaRN adds to the architecture -> HF's key. torchtitan 0.3.0's Qwen3 scales frequencies as HF does, and no logits: an
-attention factor of 1, where HF's default is 0.1 ln(factor) + 1."""
+"""What YaRN adds to the architecture -> HF's key. torchtitan 0.3.0's Qwen3 scales frequencies as HF does, and no logits:
+an attention factor of 1, where HF's default is 0.1 ln(factor) + 1."""
 
 
 def is_moe(names: Iterable[str]) -> bool:
@@ -88,7 +88,8 @@ def architecture_of(config: Any) -> dict[str, Any]:
     attention = layer.attention
     found = FIXED | dict.fromkeys(NEVER) | {
         "num_hidden_layers": len(config.layers), "hidden_size": config.dim, "head_dim": attention.head_dim,
-        "num_attention_heads": attention.n_heads, "num_key_value_heads": attention.n_kv_heads, "rope_theta": float(attention.rope.theta),
+        "num_attention_heads": attention.n_heads, "num_key_value_heads": attention.n_kv_heads,
+        "rope_theta": float(attention.rope.theta),
         "rope_type": "yarn" if is_yarn(attention.rope) else "default",
         "rms_norm_eps": config.norm.eps, "tie_word_embeddings": config.enable_weight_tying,
     }  # fmt: skip
@@ -107,7 +108,10 @@ def architecture_of(config: Any) -> dict[str, Any]:
 def architecture_of_base(config: PretrainedConfig) -> dict[str, Any]:
     """The architecture that base assets describe."""
     rope = config.rope_parameters or {}
-    keys = ["num_hidden_layers", "hidden_size", "head_dim", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "hidden_act"]  # fmt: skip
+    keys = [
+        "num_hidden_layers", "hidden_size", "head_dim", "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
+        "tie_word_embeddings", "attention_bias", "hidden_act",
+    ]  # fmt: skip
     moe = isinstance(config, Qwen3MoeConfig)
     keys += (
         ["num_experts", "num_experts_per_tok", "norm_topk_prob", "moe_intermediate_size", *_FIXED_MOE]

@@ -27,8 +27,8 @@ def holding(*names: str, form: str = "dcp") -> StorageMetadata:
 
 def recorded_as(name: str) -> RunConfig:
     return RunConfig(
-        path=Path("/run/config.json"), sha256="", generation="0.3", model_name=name, flavor="", dtype="float32", seq_len=8,
-        keep_latest_k=None, hf_assets_path=None, tokenizer_path=None,
+        path=Path("/run/config.json"), sha256="", generation="0.3", model_name=name, flavor="", dtype="float32",
+        seq_len=8, keep_latest_k=None, hf_assets_path=None, tokenizer_path=None,
     )  # fmt: skip
 
 
