@@ -1,7 +1,7 @@
 """Owns what a model family provides: its `SPEC`, which needs no torch, and its `model` module, which does.
 
-Standard library only. An architecture is a dict in HF's words, the common ground of run record, tensor shapes and base
-assets.
+Uses only the standard library. An architecture is a dict in HF's words: run record, tensor shapes and base assets are
+compared in this form.
 """
 
 import re

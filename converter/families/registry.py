@@ -1,6 +1,6 @@
 """Owns which families there are, and which of them a model is: by the names of its tensors and by the run's word.
 
-Standard library only, until a family's model is asked for.
+Uses only the standard library until a family's model is asked for.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Owns the step from a family's older tensor names to those of the installed torchtitan (0.3.0), one by one.
 
-Standard library only. Between 0.2.2 and 0.3.0 names changed one at a time and runs were written at every point
-between, so there is no switch by version.
+Uses only the standard library. Names changed one at a time between 0.2.2 and 0.3.0, and runs were written at every
+point in between. So there is no switch by version.
 """
 
 import re

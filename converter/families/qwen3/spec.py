@@ -1,4 +1,4 @@
-"""Owns what is known of Qwen3 without torch. Standard library only.
+"""Owns what is known of Qwen3 without torch. Uses only the standard library.
 
 The months are those of 2026 in which TorchTitan's main branch renamed a tensor.
 """
