@@ -36,7 +36,11 @@ def broken(place: Place, scenario: Scenario, fault: Fault, said: dict[str, Any])
     if scenario.exchanges and fault.error not in (errno.EINVAL, errno.ENOSYS):
         yield from (f"the older one was moved away: {call}" for call in said["touched"] if call.startswith("RENAME"))
     yield from (f"changed in place: {call}" for call in said["touched"] if not call.startswith("RENAME"))
-    left = set(place.ours()) - set(original(place, scenario).ours())
+    there, before = set(place.ours()), set(original(place, scenario).ours())
+    left = there - before
+    renamed = {name for name in left if name.endswith(".discarded")}
+    if "error" in said and len(renamed) <= len(before - there):
+        left -= renamed  # a dead attempt's, which was renamed and could not be removed: the next attempt removes it
     if fault.mode == Mode.ALWAYS and fault.error in FULL and not scenario.exchanges:
         left = {name for name in left if not name.endswith(".replaced")}  # all names fail: the only sure copy is kept
     if left and not _may_leave(fault, said, published=now == NEW[scenario.name]):
