@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
@@ -14,14 +16,24 @@ from tests.robustness.calls.seam import ALL, Kind
 SUITE = "A call of the converter fails"
 
 
+@pytest.fixture(scope="module")
+def calls_of(conversions: Pool) -> Callable[[], dict[str, dict[str, int]]]:
+    """By situation, how many calls of each kind its conversion makes; counted once."""
+    return functools.cache(
+        lambda: {name: conversions.ask("count", scenario=name)["kinds"] for name in SCENARIOS}  # one conversion each
+    )
+
+
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_conversion_of_which_a_call_fails_publishes_the_same_bytes_or_nothing(conversions: Pool, name: str) -> None:
+def test_a_conversion_of_which_a_call_fails_publishes_the_same_bytes_or_nothing(
+    conversions: Pool, calls_of: Callable[[], dict[str, dict[str, int]]], name: str
+) -> None:
     scenario = SCENARIOS[name]
     faults = plans.in_turn() if scenario.is_whole else plans.in_turn(ALL, each=3)
     jobs = [{"scenario": name, "fault": asdict(fault)} for fault in faults]
     if not ALL_POINTS:
-        calls = {other: conversions.ask("count", scenario=other)["kinds"] for other in SCENARIOS}
+        calls = calls_of()
         jobs = []
         for turn, fault in enumerate(faults):
             able = [other for other in SCENARIOS if fault.sample(calls[other], turn)]

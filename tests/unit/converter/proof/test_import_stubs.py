@@ -59,7 +59,7 @@ def convert(step: Path, output: Path, by: Callable[..., client.Prover]) -> tuple
     return {path.name: path.read_bytes() for path in published.iterdir()}, events[-1][1]["figures"]
 
 
-@pytest.mark.parametrize("case", [DENSE, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("case", [pytest.param(DENSE, id="dense"), pytest.param(MOE, id="moe", marks=pytest.mark.slow)])
 def test_files_and_figures_are_those_of_whole_imports_and_nothing_left_out_was_missed(
     case: Case, copy_step: CopyStep, tmp_path: Path
 ) -> None:
