@@ -54,7 +54,7 @@ def test_fifty_steps_of_five_runs_are_published_once_and_equal_to_local_ones_thr
     assert len(site.submitted()) == 50
     assert not list(tmp_path.rglob("owned"))
     for run, case in RUNS.items():
-        local = converted_here(case, checkpoints, tmp_path / "local")
+        local = converted_here(case, checkpoints, tmp_path / f"local-{run}")
         for number in STEPS:
             found = contents(site.root / run / "checkpoint" / f"step-{number}-hf")
             found.pop("conversion.json")

@@ -17,8 +17,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def converted_here(case: Case, checkpoints: Path, output: Path, number: int | None = None) -> dict[str, bytes]:
     """What `dcp2hf convert` publishes of a step of `case`, the manifest with every check included."""
-    step, output = case.step(checkpoints, number), output / case.name
-    output.mkdir(parents=True, exist_ok=True)
+    step = case.step(checkpoints, number)
     command = [sys.executable, "-m", "converter", "convert", "--dcp-path", step, "--output", output]
     subprocess.run(command, env=clean({}), cwd=REPOSITORY, check=True, capture_output=True)
     return contents(output / f"{step.name}-hf")
