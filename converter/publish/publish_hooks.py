@@ -87,6 +87,24 @@ class Hooked:
     def _run(self, name: str, argv: tuple[str, ...], more: dict[str, Any], limit: int) -> None:
         facts = {"event": name, **self.facts, "staging": str(self.staging), **more}
         environ = hook_command.hook_environment(facts)
+        with contextlib.ExitStack() as at_end:
+            with interrupts.held():  # a signal that comes while it starts is raised once its end is certain
+                child = self._start(name, argv, facts, environ, limit)
+                at_end.callback(_end_group, child)
+            assert child.stdout is not None
+            end = _Tail(child.stdout)
+            ended = self._wait(name, child)
+        said = hook_command.last_words(end.read(), argv, environ)
+        hint = f"the command printed at its end: {said}" if said else "the command printed nothing"
+        self._check(name, ended, f"did not end within {self.hooks.timeout:g} s", hint)
+        code = child.returncode
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        self._check(name, code == 0, how, hint)
+
+    def _start(
+        self, name: str, argv: tuple[str, ...], facts: dict[str, Any], environ: dict[str, str], limit: int
+    ) -> subprocess.Popen[bytes]:
+        """Starts a command in a session of its own. Raises HookFailed."""
 
         def prepare() -> None:  # system calls alone: other threads of ours may hold any lock
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -98,7 +116,7 @@ class Hooked:
         try:
             os.write(asked, hook_command.to_stdin(facts))
             os.lseek(asked, 0, os.SEEK_SET)
-            child = subprocess.Popen(
+            return subprocess.Popen(
                 argv, cwd=self.staging, env=environ, stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=prepare,
             )  # fmt: skip
@@ -106,19 +124,6 @@ class Hooked:
             raise self._failed(name, f"cannot be started: {error}", "see that it is there and may be run") from None
         finally:
             os.close(asked)
-        assert child.stdout is not None
-        end = _Tail(child.stdout)
-        try:
-            ended = self._wait(name, child)
-        finally:
-            with interrupts.held():
-                _end_group(child)
-            said = hook_command.last_words(end.read(), argv, environ)
-        hint = f"the command printed at its end: {said}" if said else "the command printed nothing"
-        self._check(name, ended, f"did not end within {self.hooks.timeout:g} s", hint)
-        code = child.returncode
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        self._check(name, code == 0, how, hint)
 
     def _wait(self, name: str, child: subprocess.Popen[bytes]) -> bool:
         """Whether it ended in time."""
@@ -206,13 +211,14 @@ class _Tail:
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
     """Ends a command and all that it started and left."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(GRACE)
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    with interrupts.held():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(GRACE)
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def _stamp(facts: os.stat_result) -> tuple[int, ...]:

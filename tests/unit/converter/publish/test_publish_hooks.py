@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from converter import verify
 from converter.cli import main
-from converter.common import errors, names_on_disk
-from converter.publish import manifest
+from converter.common import errors, interrupts, names_on_disk
+from converter.publish import manifest, publish_hooks
 from converter.publish.publish_hooks import PublishHooks
 from converter.run.options import Options
 from tests.robustness.faults.scene import in_this_process
@@ -280,4 +281,27 @@ def test_a_stop_in_the_middle_of_a_hook_ends_it_and_leaves_nothing(step: Path, t
         child.communicate()
     assert not is_running(pid)
     assert os.listdir(step.parent).count("step-2-hf") == 0
+    assert ours(step.parent) == []
+
+
+def test_a_stop_that_comes_while_a_hook_starts_leaves_nothing_of_it(
+    step: Path, convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids = tmp_path / "pids"
+
+    class Stopped(subprocess.Popen[bytes]):
+        """The signal arrives when the command runs, and has started another, but is not in its caller's hands yet."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            while not pids.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(publish_hooks.subprocess, "Popen", Stopped)
+    interrupts.install()
+    with pytest.raises(KeyboardInterrupt):
+        convert(step, hooks=sh(f"sleep 60 & echo $$ $! > {pids}.part; mv {pids}.part {pids}; sleep 60"))
+
+    assert not any(is_running(int(pid)) for pid in pids.read_text().split())
     assert ours(step.parent) == []
