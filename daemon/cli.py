@@ -44,21 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-class _Version(argparse.Action):
-    """Made when it is asked for: the sources are read for it."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"dcp2hfd {version.text()}")
-        parser.exit()
-
-
 def parser() -> argparse.ArgumentParser:
     """Commands and options; completion and the man page are made from it."""
     made = argparse.ArgumentParser(
         prog="dcp2hfd",
         description="Watches TorchTitan's checkpoint folders and publishes every complete step in HuggingFace form.",
     )
-    made.add_argument("--version", action=_Version, nargs=0, help="Show the version and its build.")
+    made.add_argument("--version", action=version.ShowVersion, nargs=0, help="Show the version and its build.")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, go: object, text: str) -> argparse.ArgumentParser:

@@ -37,7 +37,7 @@ def parser(convert: Go, verify: Go, inspect: Go) -> argparse.ArgumentParser:
         description="Converts TorchTitan checkpoints to HuggingFace directories, exactly.",
         allow_abbrev=False,
     )
-    made.add_argument("--version", action=_Version, nargs=0, help="Show the version and its build.")
+    made.add_argument("--version", action=version.ShowVersion, nargs=0, help="Show the version and its build.")
     commands = made.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, go: Go, text: str) -> argparse.ArgumentParser:
@@ -295,14 +295,6 @@ def _add_run(to: argparse.ArgumentParser) -> None:
         default=[],
         help="Follow recorded asset paths only below this folder (repeatable).",
     )
-
-
-class _Version(argparse.Action):
-    """Made when it is asked for: the sources are read for it."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"dcp2hf {version.text()}")
-        parser.exit()
 
 
 def _size(text: str) -> int:

@@ -3,6 +3,7 @@
 Uses only the standard library.
 """
 
+import argparse
 import hashlib
 from pathlib import Path
 
@@ -26,3 +27,11 @@ def text() -> str:
     except PackageNotFoundError:  # run from a checkout that is not installed
         number = "not installed"
     return f"{number} (build {build()})"
+
+
+class ShowVersion(argparse.Action):
+    """Prints the program's name and version, and ends it. Only then are the sources read for the build."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"{parser.prog} {text()}")
+        parser.exit()
